@@ -516,6 +516,8 @@ check_options (const Options * o)
     wrong = "--threads must not be negative";
   else if (o->max_tokens == 0)
     wrong = "--max-tokens must be at least 1";
+  else if (o->max_frames == 0)
+    wrong = "--max-frames must be at least 1";
   if (wrong != NULL)
     fprintf (stderr, "qomni generate: %s\n", wrong);
   return wrong == NULL;
