@@ -3,7 +3,8 @@
  * decoder: a stack of decoder layers over rows x [n, width], and the cache of
  * keys and values that lets it be run a few rows at a time.
  *
- *   x += scale_a * Wo attention (rope (q_norm (Wq a)), rope (k_norm (Wk a)), Wv a)
+ *   x += scale_a * Wo attention (q, k, Wv a)
+ *     q = rope (q_norm (Wq a)), k = rope (k_norm (Wk a))
  *   x += scale_m * mlp (b)           a, b = RMS norms of x
  *
  * Keys and values are projected straight into their rows of the cache, where

@@ -2,100 +2,38 @@
  *
  * thinker: a conversation -> text, and rows for the Talker.
  *
- *   timeline -> layout: ids [n], positions [3, n], media rows
- *     -> embeddings [n, width], media rows put over their placeholders
- *     -> decoder layers, DeepStack levels added after the first of them
- *     -> last row: norm, head -> logits [vocab] -> token -> the same again
+ *   parts -> timeline -> layout of the prompt -> context -> logits -> token
+ *     -> text;  rows of the user's segments, then of the reply, to the Talker
  *
- * The one idea: the cache remembers which token, from which embedding, at which
- * position each of its rows was computed for. Whatever happened in between, the
- * next prompt keeps the longest common beginning and computes the rest, so any
- * order of prefills, replies and dropped turns ends where one prefill of the
- * same prompt would.
- *
- * The Talker hears the user's segments. Their rows are kept from the time they
- * are computed until they have been handed over; `n_sent` rows have been and
- * `n_kept` more are waiting, together those of the cached rows.
+ * The timeline knows what was said and where it stands, the context what has
+ * been computed; this file knows whose turn it is. A reply is drawn token by
+ * token. Its rows for the Talker run one token behind, because the last token,
+ * be it the end or the one that met the limit, is never spoken.
  */
 #include "thinker.h"
 
 #include <math.h>
 #include <string.h>
 
-#include "decoder.h"
 #include "probe.h"
 #include "sampler.h"
+#include "thinker-context.h"
 #include "timeline.h"
 
-/* Rows of one forward pass of a prompt; it can be cancelled between two. */
-#define MAX_ROWS 64
-
-struct _QomniThinkerWeights
-{
-  const QomniConfig *config;
-  QomniDecoder *decoder;
-  QkTensor embed;               /* [vocab, width] */
-  QkTensor head;                /* [vocab, width] */
-};
-
-/* What a row of the cache was computed for. */
-typedef struct
-{
-  int32_t id;
-  float at[3];
-  uint64_t serial;
-  int64_t row;
-  bool heard;
-} CachedRow;
-
-/* Step buffers in backend memory, one allocation. */
-typedef struct
-{
-  float *data;
-  size_t bytes;
-  float *x;                     /* [MAX_ROWS, width] */
-  float *normed;                /* [MAX_ROWS, width] */
-  float *media;                 /* [n_levels, MAX_ROWS, width] */
-  float *logits;                /* [vocab] */
-} Buffers;
+#define HEADER_ROWS 3           /* <|im_start|>assistant\n */
 
 struct _QomniThinker
 {
   QomniModel *model;
   const QomniConfig *config;
-  const QomniThinkerWeights *weights;
-  QkBackend *backend;
-  int64_t width, vocab;
-  int n_layers, n_levels;
-  int accept_layer;             /* -1: no rows for a Talker wanted */
-
   char *system_prompt;
+  bool want_hidden;
   QomniProbe *probe;
   int max_tokens;
   QomniSampler *sampler;
   QomniDetokenizer *detokenizer;        /* of the reply, or NULL */
-
   QomniTimeline *timeline;
-  QomniDecoderState *state;     /* NULL after a fault, until it is needed */
-  GArray *cached;               /* CachedRow, one per row of the state */
-
-  Buffers dev;
-  float *table;                 /* [MAX_ROWS, 2, head_dim / 2] */
-  float *staging;               /* [MAX_ROWS, width] */
-  float *logits;                /* [vocab] */
-  float *input_rows;            /* [MAX_ROWS, width]: H[0] of the last pass */
-  float *accept_rows;           /* [MAX_ROWS, width]: H[accept], likewise */
-
-  /* Of the pass under way, for after_layer(). */
-  int32_t media_rows[MAX_ROWS], visual_rows[MAX_ROWS];
-  int64_t n_media, n_visual;
-  bool probing;
-  int64_t n_rows;               /* of the last pass, still in dev.x */
-
-  int64_t n_sent, n_kept;
-  float *kept;                  /* [n_kept, 2, width] */
-  size_t kept_rows;             /* allocated */
-  GArray *sent_positions;       /* float, 3 per row sent */
+  QomniThinkerContext *context;
 
   bool replying;
   bool took_turn;               /* end_turn() closed a turn of its own */
@@ -104,39 +42,11 @@ struct _QomniThinker
   int64_t n_prompt;
   float delta;
   bool speaks;                  /* the Talker has somebody to answer */
-  int32_t header[3];            /* <|im_start|> assistant \n */
+  int32_t header[HEADER_ROWS];
   float own_positions[3 * QOMNI_TALKER_OWN_ROWS];
   float own_delta;
   GString *text;                /* of the last step */
 };
-
-/* --- weights ------------------------------------------------------------ */
-
-QomniThinkerWeights *
-qomni_thinker_weights_claim (const QomniConfig * config, QomniWeights * weights)
-{
-  QomniThinkerWeights *self = g_new0 (QomniThinkerWeights, 1);
-  g_autofree char *prefix = g_strconcat (config->thinker_prefix, "model", NULL);
-  const int64_t dims[] = { config->text.vocab_size, config->text.hidden_size };
-
-  self->config = config;
-  qomni_weights_matrix (weights, &self->embed, 2, dims,
-      "%s.embed_tokens.weight", prefix);
-  self->decoder = qomni_decoder_claim (&config->text, QOMNI_DECODER_QK_NORM,
-      weights, prefix);
-  qomni_weights_matrix (weights, &self->head, 2, dims, "%slm_head.weight",
-      config->thinker_prefix);
-  return self;
-}
-
-void
-qomni_thinker_weights_free (QomniThinkerWeights * self)
-{
-  if (self == NULL)
-    return;
-  qomni_decoder_free (self->decoder);
-  g_free (self);
-}
 
 /* --- making and freeing ------------------------------------------------- */
 
@@ -147,76 +57,6 @@ qomni_thinker_params_init (QomniThinkerParams * params,
   *params = (QomniThinkerParams) {
     .sampling = config->thinker_sampling,
   };
-}
-
-static bool
-ensure_state (QomniThinker * self, GError ** error)
-{
-  if (self->state == NULL)
-    self->state = qomni_decoder_state_new (self->weights->decoder,
-        self->backend, MAX_ROWS, error);
-  return self->state != NULL;
-}
-
-/* Cuts the step buffers out of one allocation; with `data` NULL it only counts
- * the floats. */
-static bool
-lay_out (QomniThinker * self, size_t * ret_floats)
-{
-  Buffers *b = &self->dev;
-  struct
-  {
-    float **place;
-    size_t rows, width;
-  } const parts[] = {
-    { &b->x, MAX_ROWS, (size_t) self->width },
-    { &b->normed, MAX_ROWS, (size_t) self->width },
-    { &b->media, (size_t) self->n_levels * MAX_ROWS, (size_t) self->width },
-    { &b->logits, 1, (size_t) self->vocab },
-  };
-  size_t used = 0;
-
-  for (size_t i = 0; i < G_N_ELEMENTS (parts); i++) {
-    size_t floats;
-
-    if (b->data != NULL)
-      *parts[i].place = b->data + used;
-    /* Rounded up to 64 bytes, the alignment of the allocation. */
-    if (!qomni_size_mul (parts[i].rows, parts[i].width, &floats)
-        || !qomni_size_add (floats, 15, &floats)
-        || !qomni_size_add (used, floats & ~(size_t) 15, &used))
-      return false;
-  }
-  *ret_floats = used;
-  return true;
-}
-
-static bool
-allocate (QomniThinker * self, GError ** error)
-{
-  const size_t rows = MAX_ROWS, width = (size_t) self->width;
-  size_t floats;
-
-  if (!lay_out (self, &floats)
-      || !qomni_size_mul (floats, sizeof (float), &self->dev.bytes))
-    return qomni_fail (error, QOMNI_ERROR_MEMORY,
-        "step buffers of the Thinker are too large");
-  self->dev.data = self->backend->alloc (self->backend, self->dev.bytes);
-  if (self->dev.data == NULL)
-    return qomni_fail (error, QOMNI_ERROR_MEMORY,
-        "no memory for %zu bytes of step buffers", self->dev.bytes);
-  lay_out (self, &floats);
-
-  self->table = g_try_new (float, rows * (size_t) self->config->text.head_dim);
-  self->staging = g_try_new (float, rows * width);
-  self->logits = g_try_new (float, self->vocab);
-  self->input_rows = g_try_new (float, rows * width);
-  self->accept_rows = g_try_new (float, rows * width);
-  if (self->table == NULL || self->staging == NULL || self->logits == NULL
-      || self->input_rows == NULL || self->accept_rows == NULL)
-    return qomni_fail (error, QOMNI_ERROR_MEMORY,
-        "no memory for rows of %zu values", width);
-  return ensure_state (self, error);
 }
 
 /* Speech needs a Talker in the checkpoint. */
@@ -258,25 +98,20 @@ qomni_thinker_new (QomniModel * model, const QomniThinkerParams * params,
   self = g_new0 (QomniThinker, 1);
   self->model = qomni_model_ref (model);
   self->config = config;
-  self->weights = qomni_model_thinker (model);
-  self->backend = qomni_model_backend (model);
-  self->width = config->text.hidden_size;
-  self->vocab = config->text.vocab_size;
-  self->n_layers = config->text.n_layers;
-  self->n_levels = 1 + (config->has_vision ? config->vision.n_deepstack : 0);
-  self->accept_layer =
-      params->want_hidden ? config->talker.accept_layer : -1;
+  self->want_hidden = params->want_hidden;
   self->probe = params->probe == NULL ? NULL : qomni_probe_ref (params->probe);
   self->max_tokens = MAX (1, params->sampling.max_tokens);
   self->system_prompt = dup_system_prompt (params->system_prompt);
-  self->cached = g_array_new (FALSE, FALSE, sizeof (CachedRow));
-  self->sent_positions = g_array_new (FALSE, FALSE, sizeof (float));
   self->reply = g_array_new (FALSE, FALSE, sizeof (int32_t));
   self->text = g_string_new (NULL);
 
   self->sampler = qomni_sampler_new (&params->sampling, params->seed,
-      self->vocab, error);
-  if (self->sampler == NULL || !allocate (self, error))
+      config->text.vocab_size, error);
+  if (self->sampler == NULL)
+    return NULL;
+  self->context = qomni_thinker_context_new (model, params->want_hidden,
+      params->probe, error);
+  if (self->context == NULL)
     return NULL;
   self->timeline = qomni_timeline_new (config, qomni_model_tokenizer (model),
       params->use_audio_in_video);
@@ -290,17 +125,7 @@ qomni_thinker_free (QomniThinker * self)
   if (self == NULL)
     return;
   qomni_timeline_free (self->timeline);
-  qomni_decoder_state_free (self->state);
-  if (self->dev.data != NULL)
-    self->backend->release (self->backend, self->dev.data, self->dev.bytes);
-  g_free (self->table);
-  g_free (self->staging);
-  g_free (self->logits);
-  g_free (self->input_rows);
-  g_free (self->accept_rows);
-  g_free (self->kept);
-  g_array_unref (self->cached);
-  g_array_unref (self->sent_positions);
+  qomni_thinker_context_free (self->context);
   g_array_unref (self->reply);
   g_string_free (self->text, TRUE);
   qomni_sampler_free (self->sampler);
@@ -311,316 +136,7 @@ qomni_thinker_free (QomniThinker * self)
   g_free (self);
 }
 
-/* --- one pass ----------------------------------------------------------- */
-
-static size_t
-row_bytes (const QomniThinker * self, int64_t n)
-{
-  return (size_t) (n * self->width) * sizeof (float);
-}
-
-static void
-probe_rows (QomniThinker * self, int depth, const float *x, int64_t n)
-{
-  g_autofree char *name = g_strdup_printf ("thinker.hidden.%d", depth);
-  const int64_t dims[] = { n, self->width };
-
-  self->backend->download (qomni_decoder_state_stream (self->state),
-      self->staging, x, row_bytes (self, n));
-  qomni_probe_append (self->probe, name, 0, 2, dims, self->staging);
-  if (depth == 0)
-    qomni_probe_append (self->probe, "thinker.inputs_embeds", 0, 2, dims,
-        self->staging);
-}
-
-/* After each layer: what others want to see of it, before DeepStack adds to
- * it. H[depth] of the reference is the residual stream after `depth` layers. */
-static void
-after_layer (int layer, float *x, int64_t n, void *user_data)
-{
-  QomniThinker *self = user_data;
-  QkStream *st = qomni_decoder_state_stream (self->state);
-  const int depth = layer + 1;
-
-  if (depth == 0 && self->accept_layer >= 0)
-    self->backend->download (st, self->input_rows, x, row_bytes (self, n));
-  if (depth == self->accept_layer && depth < self->n_layers
-      && self->n_media > 0)
-    self->backend->download (st, self->accept_rows, x, row_bytes (self, n));
-  if (self->probing && depth < self->n_layers)
-    probe_rows (self, depth, x, n);
-
-  if (layer >= 0 && layer + 1 < self->n_levels && self->n_visual > 0)
-    st->ops->scatter_rows (st, x,
-        self->dev.media + (layer + 1) * MAX_ROWS * self->width, self->width,
-        self->visual_rows, self->n_visual, true);
-}
-
-/* The embeddings of level `level` of the n rows from `first` on, in order, to
- * their place in dev.media. */
-static void
-upload_level (QomniThinker * self, const QomniLayout * l, int64_t first,
-    const int32_t * rows, int64_t n, int level)
-{
-  for (int64_t i = 0; i < n; i++) {
-    const QomniMediaRow *m = &l->media[first + rows[i]];
-
-    memcpy (self->staging + i * self->width,
-        m->block->data + (m->row * m->block->n_levels + level) * self->width,
-        row_bytes (self, 1));
-  }
-  self->backend->upload (qomni_decoder_state_stream (self->state),
-      self->dev.media + level * MAX_ROWS * self->width, self->staging,
-      row_bytes (self, n));
-}
-
-/* Puts media rows over the placeholders in dev.x, and makes ready what
- * DeepStack will add. */
-static void
-place_media (QomniThinker * self, const QomniLayout * l, int64_t first,
-    int64_t n)
-{
-  QkStream *st = qomni_decoder_state_stream (self->state);
-
-  self->n_media = self->n_visual = 0;
-  for (int64_t i = 0; i < n; i++) {
-    const QomniEmbeddings *block = l->media[first + i].block;
-
-    if (block == NULL)
-      continue;
-    self->media_rows[self->n_media++] = (int32_t) i;
-    if (block->n_levels == self->n_levels && self->n_levels > 1)
-      self->visual_rows[self->n_visual++] = (int32_t) i;
-  }
-  if (self->n_media == 0)
-    return;
-  upload_level (self, l, first, self->media_rows, self->n_media, 0);
-  st->ops->scatter_rows (st, self->dev.x, self->dev.media, self->width,
-      self->media_rows, self->n_media, false);
-  for (int level = 1; self->n_visual > 0 && level < self->n_levels; level++)
-    upload_level (self, l, first, self->visual_rows, self->n_visual, level);
-}
-
-/* Room to keep `n` more rows for the Talker. */
-static bool
-reserve_kept (QomniThinker * self, int64_t n, GError ** error)
-{
-  const size_t need = (size_t) (self->n_kept + n);
-  size_t rows = MAX (need, MAX (2 * self->kept_rows, 64)), bytes;
-  float *larger;
-
-  if (need <= self->kept_rows)
-    return true;
-  if (!qomni_size_mul3 (rows, 2 * sizeof (float), (size_t) self->width, &bytes)
-      || (larger = g_try_realloc (self->kept, bytes)) == NULL)
-    return qomni_fail (error, QOMNI_ERROR_MEMORY,
-        "no memory to keep %zu rows for the Talker", rows);
-  self->kept = larger;
-  self->kept_rows = rows;
-  return true;
-}
-
-/* Keeps the heard ones of the n rows just computed: H[0], and H[accept] where
- * there is media. */
-static void
-keep_rows (QomniThinker * self, const QomniLayout * l, int64_t first, int64_t n)
-{
-  for (int64_t i = 0; i < n; i++) {
-    float *to = self->kept + self->n_kept * 2 * self->width;
-
-    if (!l->heard[first + i])
-      continue;
-    memcpy (to, self->input_rows + i * self->width, row_bytes (self, 1));
-    if (l->media[first + i].block != NULL)
-      memcpy (to + self->width, self->accept_rows + i * self->width,
-          row_bytes (self, 1));
-    else
-      memset (to + self->width, 0, row_bytes (self, 1));
-    self->n_kept++;
-  }
-}
-
-static CachedRow
-row_of (const QomniLayout * l, int64_t i)
-{
-  return (CachedRow) {
-    .id = l->ids[i],
-    .at = { l->positions[i], l->positions[l->n + i],
-        l->positions[2 * l->n + i] },
-    .serial = l->media[i].serial,
-    .row = l->media[i].row,
-    .heard = l->heard[i],
-  };
-}
-
-/* Keeps the first n rows of the cache. */
-static void
-forget_rows (QomniThinker * self, int64_t n)
-{
-  int64_t heard = 0;
-
-  if (self->state != NULL)
-    qomni_decoder_state_truncate (self->state, n);
-  g_array_set_size (self->cached, (guint) n);
-  for (int64_t i = 0; i < n; i++)
-    heard += g_array_index (self->cached, CachedRow, i).heard;
-  self->n_sent = MIN (self->n_sent, heard);
-  self->n_kept = MIN (self->n_kept, heard - self->n_sent);
-  g_array_set_size (self->sent_positions, (guint) (3 * self->n_sent));
-}
-
-/* After a fault the stream keeps saying so, and what it computed is doubtful:
- * the next pass begins with a new one. */
-static void
-forget_state (QomniThinker * self)
-{
-  forget_rows (self, 0);
-  g_clear_pointer (&self->state, qomni_decoder_state_free);
-}
-
-/* Computes the n rows of the layout from `first` on, which are the next ones
- * of the cache. Room has been reserved. */
-static bool
-forward (QomniThinker * self, const QomniLayout * l, int64_t first, int64_t n,
-    GError ** error)
-{
-  const QomniDecoder *decoder = self->weights->decoder;
-  QkStream *st = qomni_decoder_state_stream (self->state);
-  const bool hears = self->accept_layer >= 0;
-  const char *fault;
-
-  if (hears && !reserve_kept (self, n, error))
-    return false;
-
-  st->ops->embed (st, self->dev.x, &self->weights->embed, l->ids + first, n,
-      false);
-  place_media (self, l, first, n);
-  qomni_rope_table (&self->config->text, l->positions + first, l->n, n,
-      self->table);
-  qomni_decoder_forward (decoder, self->state, self->dev.x, n, self->table,
-      after_layer, self);
-
-  /* The reference's last hidden state is the normed one. */
-  if (hears && self->accept_layer == self->n_layers && self->n_media > 0) {
-    qomni_decoder_norm (decoder, self->state, self->dev.normed, self->dev.x, n);
-    self->backend->download (st, self->accept_rows, self->dev.normed,
-        row_bytes (self, n));
-  }
-  if (self->probing) {
-    qomni_decoder_norm (decoder, self->state, self->dev.normed, self->dev.x, n);
-    probe_rows (self, self->n_layers, self->dev.normed, n);
-  }
-
-  fault = self->backend->error (st);
-  if (fault != NULL) {
-    qomni_fail (error, QOMNI_ERROR_BACKEND, "the Thinker: %s", fault);
-    forget_state (self);
-    return false;
-  }
-  for (int64_t i = 0; i < n; i++) {
-    const CachedRow row = row_of (l, first + i);
-
-    g_array_append_val (self->cached, row);
-  }
-  self->n_rows = n;
-  if (hears)
-    keep_rows (self, l, first, n);
-  return true;
-}
-
-/* Draws a token after the last row computed. -1 and an error on failure. */
-static int32_t
-draw (QomniThinker * self, GError ** error)
-{
-  QkStream *st = qomni_decoder_state_stream (self->state);
-  const char *fault;
-
-  qomni_decoder_norm (self->weights->decoder, self->state, self->dev.normed,
-      self->dev.x + (self->n_rows - 1) * self->width, 1);
-  st->ops->matmul (st, self->dev.logits, self->dev.normed, 1,
-      &self->weights->head, NULL, QK_ACT_NONE, false);
-  self->backend->download (st, self->logits, self->dev.logits,
-      (size_t) self->vocab * sizeof (float));
-  fault = self->backend->error (st);
-  if (fault != NULL) {
-    qomni_fail (error, QOMNI_ERROR_BACKEND, "the Thinker: %s", fault);
-    forget_state (self);
-    return -1;
-  }
-  if (self->probing)
-    qomni_probe_append (self->probe, "thinker.logits", 0, 1, &self->vocab,
-        self->logits);
-  self->probing = false;
-  return qomni_sampler_draw (self->sampler, self->logits, error);
-}
-
 /* --- the prompt --------------------------------------------------------- */
-
-/* How many rows of the cache, of the first n, the layout agrees with. */
-static int64_t
-common_rows (const QomniThinker * self, const QomniLayout * l, int64_t n)
-{
-  int64_t i;
-
-  n = MIN (n, (int64_t) self->cached->len);
-  for (i = 0; i < n; i++) {
-    const CachedRow *a = &g_array_index (self->cached, CachedRow, i);
-    const CachedRow b = row_of (l, i);
-
-    if (a->id != b.id || a->at[0] != b.at[0] || a->at[1] != b.at[1]
-        || a->at[2] != b.at[2] || a->serial != b.serial || a->row != b.row
-        || a->heard != b.heard)
-      break;
-  }
-  return i;
-}
-
-/* The first row that stands elsewhere for the Talker than when it was sent: it
- * has to be computed and sent again. n when there is none. */
-static int64_t
-first_moved_row (const QomniThinker * self, const QomniLayout * l)
-{
-  const int64_t stride = l->n_heard + QOMNI_TALKER_OWN_ROWS;
-  int64_t heard = 0;
-
-  for (int64_t i = 0; i < l->n && heard < self->n_sent; i++) {
-    const float *was =
-        &g_array_index (self->sent_positions, float, 3 * heard);
-
-    if (!l->heard[i])
-      continue;
-    for (int axis = 0; axis < 3; axis++)
-      if (l->talker_positions[axis * stride + heard] != was[axis])
-        return i;
-    heard++;
-  }
-  return l->n;
-}
-
-/* Brings the cache to rows 0 … n-1 of the layout, of which it keeps at most
- * the first `keep`. */
-static bool
-compute (QomniThinker * self, const QomniLayout * l, int64_t n, int64_t keep,
-    GCancellable * cancellable, GError ** error)
-{
-  int64_t first = common_rows (self, l, MIN (n, keep));
-
-  if (first >= n)
-    return true;
-  forget_rows (self, first);
-  if (!ensure_state (self, error)
-      || !qomni_decoder_state_reserve (self->state, n - first, error))
-    return false;
-  while (first < n) {
-    const int64_t rows = MIN (n - first, MAX_ROWS);
-
-    if (!qomni_go_on (cancellable, error)
-        || !forward (self, l, first, rows, error))
-      return false;
-    first += rows;
-  }
-  return true;
-}
 
 bool
 qomni_thinker_prefill (QomniThinker * self, GCancellable * cancellable,
@@ -634,8 +150,8 @@ qomni_thinker_prefill (QomniThinker * self, GCancellable * cancellable,
     return true;
   layout = qomni_timeline_layout (self->timeline, QOMNI_LAYOUT_SO_FAR, error);
   return layout != NULL
-      && compute (self, layout, layout->n_final, layout->n_final, cancellable,
-      error);
+      && qomni_thinker_context_compute (self->context, layout,
+      layout->n_final, layout->n_final, cancellable, error);
 }
 
 /* The dump describes the last turn. */
@@ -651,7 +167,7 @@ clear_probe (QomniThinker * self)
     return;
   for (size_t i = 0; i < G_N_ELEMENTS (names); i++)
     qomni_probe_clear (self->probe, names[i]);
-  for (int i = 0; i <= self->n_layers; i++) {
+  for (int i = 0; i <= self->config->text.n_layers; i++) {
     g_autofree char *name = g_strdup_printf ("thinker.hidden.%d", i);
 
     qomni_probe_clear (self->probe, name);
@@ -662,9 +178,9 @@ static void
 probe_ids (QomniThinker * self, const char *name, const int32_t * ids,
     int64_t n)
 {
-  g_autofree int64_t *wide = g_try_new (int64_t, n);
+  g_autofree int64_t *wide = NULL;
 
-  if (self->probe == NULL || wide == NULL)
+  if (self->probe == NULL || (wide = g_try_new (int64_t, n)) == NULL)
     return;
   for (int64_t i = 0; i < n; i++)
     wide[i] = ids[i];
@@ -677,26 +193,19 @@ static bool
 compute_prompt (QomniThinker * self, const QomniLayout * l,
     GCancellable * cancellable, GError ** error)
 {
-  int64_t keep = l->n - 1;      /* the last row gives the logits */
+  const int64_t dims[] = { 3, l->n };
 
-  if (l->talker_positions != NULL)
-    keep = MIN (keep, first_moved_row (self, l));
-  if (self->probe != NULL) {
-    const int64_t dims[] = { 3, l->n };
-
-    keep = 0;
-    self->probing = true;
-    clear_probe (self);
-    probe_ids (self, "input_ids", l->ids, l->n);
-    qomni_probe_append (self->probe, "position_ids", 1, 2, dims, l->positions);
-  }
-  if (!compute (self, l, l->n, keep, cancellable, error))
+  probe_ids (self, "input_ids", l->ids, l->n);
+  qomni_probe_append (self->probe, "position_ids", 1, 2, dims, l->positions);
+  /* The last row is computed in any case: it gives the logits. */
+  if (!qomni_thinker_context_compute (self->context, l, l->n, l->n - 1,
+          cancellable, error))
     return false;
 
   self->n_prompt = l->n;
   self->delta = l->delta;
   self->speaks = l->talker_positions != NULL && l->n_heard > 0;
-  memcpy (self->header, l->ids + l->n - 3, sizeof (self->header));
+  memcpy (self->header, l->ids + l->n - HEADER_ROWS, sizeof (self->header));
   if (self->speaks) {
     for (int axis = 0; axis < 3; axis++)
       memcpy (self->own_positions + axis * QOMNI_TALKER_OWN_ROWS,
@@ -711,13 +220,19 @@ compute_prompt (QomniThinker * self, const QomniLayout * l,
 
 /* --- rows for the Talker ------------------------------------------------ */
 
+static size_t
+row_bytes (const QomniThinker * self)
+{
+  return (size_t) self->config->text.hidden_size * sizeof (float);
+}
+
 /* Adds n rows of a kind to the step's; NULL and an error without memory. */
 static QomniEmbeddings *
 add_rows (QomniThinker * self, QomniThinkerStep * step, QomniRowsKind kind,
     int64_t n, GError ** error)
 {
   QomniEmbeddings *e = qomni_embeddings_new (QOMNI_MODALITY_THINKER, n, 2,
-      self->width, error);
+      self->config->text.hidden_size, error);
 
   if (e == NULL)
     return NULL;
@@ -727,21 +242,21 @@ add_rows (QomniThinker * self, QomniThinkerStep * step, QomniRowsKind kind,
   return e;
 }
 
-/* The rows heard that have not been handed over. The Talker has them once the
- * step has succeeded, see prompt_was_sent(). */
+/* The rows heard that have not been handed over. They have been once the step
+ * has succeeded. */
 static bool
 add_prompt (QomniThinker * self, QomniThinkerStep * step,
     const QomniLayout * l, GError ** error)
 {
-  const int64_t n = self->n_kept;
   const int64_t stride = l->n_heard + QOMNI_TALKER_OWN_ROWS;
-  QomniEmbeddings *e =
-      add_rows (self, step, QOMNI_ROWS_PROMPT, n, error);
-  int64_t heard = 0;
+  int64_t first, n, heard = 0;
+  const float *rows =
+      qomni_thinker_context_heard (self->context, &first, &n);
+  QomniEmbeddings *e = add_rows (self, step, QOMNI_ROWS_PROMPT, n, error);
 
   if (e == NULL)
     return false;
-  e->first_row = self->n_sent;
+  e->first_row = first;
   e->n_positions = n;
   e->ids = g_try_new (int32_t, n);
   e->media = g_try_new (uint8_t, n);
@@ -750,10 +265,10 @@ add_prompt (QomniThinker * self, QomniThinkerStep * step,
     return qomni_fail (error, QOMNI_ERROR_MEMORY,
         "no memory for %" G_GINT64_FORMAT " rows for the Talker", n);
   if (n > 0)
-    memcpy (e->data, self->kept, 2 * row_bytes (self, n));
+    memcpy (e->data, rows, (size_t) n * 2 * row_bytes (self));
 
   for (int64_t i = 0; i < l->n; i++) {
-    const int64_t to = heard - self->n_sent;
+    const int64_t to = heard - first;
 
     if (!l->heard[i])
       continue;
@@ -769,32 +284,22 @@ add_prompt (QomniThinker * self, QomniThinkerStep * step,
   return true;
 }
 
-static void
-prompt_was_sent (QomniThinker * self, const QomniEmbeddings * e)
-{
-  for (int64_t i = 0; i < e->n_tokens; i++)
-    for (int axis = 0; axis < 3; axis++)
-      g_array_append_val (self->sent_positions,
-          e->positions[axis * e->n_tokens + i]);
-  self->n_sent += e->n_tokens;
-  self->n_kept = 0;
-}
-
 static bool
 add_header (QomniThinker * self, QomniThinkerStep * step, GError ** error)
 {
-  QkStream *st = qomni_decoder_state_stream (self->state);
-  QomniEmbeddings *e = add_rows (self, step, QOMNI_ROWS_HEADER, 3, error);
+  const int64_t width = self->config->text.hidden_size;
+  g_autofree float *rows = g_try_malloc (HEADER_ROWS * row_bytes (self));
+  QomniEmbeddings *e =
+      add_rows (self, step, QOMNI_ROWS_HEADER, HEADER_ROWS, error);
 
   if (e == NULL)
     return false;
-  st->ops->embed (st, self->dev.normed, &self->weights->embed, self->header, 3,
-      false);
-  self->backend->download (st, self->staging, self->dev.normed,
-      row_bytes (self, 3));
-  for (int64_t i = 0; i < 3; i++)
-    memcpy (e->data + i * 2 * self->width, self->staging + i * self->width,
-        row_bytes (self, 1));
+  if (rows == NULL)
+    return qomni_fail (error, QOMNI_ERROR_MEMORY, "no memory for %d rows",
+        HEADER_ROWS);
+  qomni_thinker_context_embed (self->context, self->header, HEADER_ROWS, rows);
+  for (int i = 0; i < HEADER_ROWS; i++)
+    memcpy (e->data + i * 2 * width, rows + i * width, row_bytes (self));
   e->ids = g_memdup2 (self->header, sizeof (self->header));
   e->n_positions = QOMNI_TALKER_OWN_ROWS;
   e->positions = g_memdup2 (self->own_positions, sizeof (self->own_positions));
@@ -806,26 +311,25 @@ add_header (QomniThinker * self, QomniThinkerStep * step, GError ** error)
 static bool
 add_reply (QomniThinker * self, QomniThinkerStep * step, GError ** error)
 {
-  const guint i = self->reply->len - 2;
   QomniEmbeddings *e = add_rows (self, step, QOMNI_ROWS_REPLY, 1, error);
 
   if (e == NULL)
     return false;
-  memcpy (e->data, self->input_rows, row_bytes (self, 1));
-  e->ids = g_memdup2 (&g_array_index (self->reply, int32_t, i),
-      sizeof (int32_t));
+  memcpy (e->data, qomni_thinker_context_input (self->context),
+      row_bytes (self));
+  e->ids = g_memdup2 (&g_array_index (self->reply, int32_t,
+          self->reply->len - 2), sizeof (int32_t));
   return true;
 }
 
-/* What this step's token makes certain for the Talker. The last token of a
- * reply, be it the end or the one that met the limit, is never spoken, and
- * without a token before it there is nothing to say. `l`: the prompt's layout
- * in the first step. */
+/* What this step's token makes certain for the Talker. A reply whose first
+ * token is its last has nothing to say. `l`: the prompt's layout, in the first
+ * step. */
 static bool
 add_hidden (QomniThinker * self, QomniThinkerStep * step,
     const QomniLayout * l, GError ** error)
 {
-  if (self->accept_layer < 0)
+  if (!self->want_hidden)
     return true;
   if (self->speaks) {
     if (self->reply->len == 1 && !step->done
@@ -847,17 +351,10 @@ static bool
 compute_token (QomniThinker * self, GError ** error)
 {
   const guint last = self->reply->len - 1;
-  const float at = (float) (self->n_prompt + last) + self->delta;
-  int32_t id = g_array_index (self->reply, int32_t, last);
-  float positions[3] = { at, at, at };
-  QomniMediaRow none = { NULL, 0, 0 };
-  bool heard = false;
-  const QomniLayout l = {
-    .n = 1, .ids = &id, .media = &none, .heard = &heard, .positions = positions,
-  };
 
-  return qomni_decoder_state_reserve (self->state, 1, error)
-      && forward (self, &l, 0, 1, error);
+  return qomni_thinker_context_append (self->context,
+      g_array_index (self->reply, int32_t, last),
+      (float) (self->n_prompt + last) + self->delta, error);
 }
 
 static void
@@ -868,7 +365,7 @@ end_reply (QomniThinker * self)
 
   if (!self->replying)
     return;
-  self->replying = self->probing = false;
+  self->replying = false;
   probe_ids (self, "output_ids", ids, (int64_t) n);
   if (n > 0 && ids[n - 1] == self->config->im_end)
     n--;
@@ -879,7 +376,7 @@ end_reply (QomniThinker * self)
 static void
 drop_reply (QomniThinker * self)
 {
-  self->replying = self->probing = false;
+  self->replying = false;
   if (self->took_turn)
     qomni_timeline_drop_last (self->timeline);
 }
@@ -889,12 +386,13 @@ step_forward (QomniThinker * self, QomniThinkerStep * ret,
     GCancellable * cancellable, GError ** error)
 {
   g_autoptr (QomniLayout) layout = NULL;
+  float *logits;
 
   g_string_truncate (self->text, 0);
   if (!qomni_go_on (cancellable, error))
     return false;
   if (self->reply->len == 0) {
-    layout = qomni_timeline_layout (self->timeline, self->accept_layer >= 0
+    layout = qomni_timeline_layout (self->timeline, self->want_hidden
         ? QOMNI_LAYOUT_SPOKEN : QOMNI_LAYOUT_PROMPT, error);
     if (layout == NULL
         || !compute_prompt (self, layout, cancellable, error))
@@ -903,7 +401,10 @@ step_forward (QomniThinker * self, QomniThinkerStep * ret,
     return false;
   }
 
-  ret->token = draw (self, error);
+  logits = qomni_thinker_context_logits (self->context, error);
+  if (logits == NULL)
+    return false;
+  ret->token = qomni_sampler_draw (self->sampler, logits, error);
   if (ret->token < 0)
     return false;
   g_array_append_val (self->reply, ret->token);
@@ -916,7 +417,7 @@ step_forward (QomniThinker * self, QomniThinkerStep * ret,
     return false;
 
   if (ret->n_hidden > 0 && ret->hidden[0]->rows_kind == QOMNI_ROWS_PROMPT)
-    prompt_was_sent (self, ret->hidden[0]);
+    qomni_thinker_context_sent (self->context, ret->hidden[0]->positions);
   if (ret->finish != QOMNI_FINISH_STOP)
     g_string_append (self->text,
         qomni_detokenizer_push (self->detokenizer, ret->token));
@@ -951,7 +452,7 @@ qomni_thinker_step (QomniThinker * self, QomniThinkerStep * ret,
     end_reply (self);
   } else {
     if (g_error_matches (failure, QOMNI_ERROR, QOMNI_ERROR_NUMERIC))
-      forget_rows (self, 0);
+      qomni_thinker_context_forget (self->context);
     drop_reply (self);
   }
   g_propagate_error (error, failure);
@@ -1071,9 +572,9 @@ qomni_thinker_drop_turn (QomniThinker * self)
 void
 qomni_thinker_reset (QomniThinker * self)
 {
-  self->replying = self->probing = false;
+  self->replying = false;
   qomni_timeline_clear (self->timeline, self->system_prompt);
-  forget_rows (self, 0);
+  qomni_thinker_context_forget (self->context);
   qomni_sampler_reset (self->sampler);
   g_array_set_size (self->reply, 0);
   self->n_prompt = 0;

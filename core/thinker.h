@@ -30,6 +30,8 @@ typedef struct
   const char *system_prompt;    /* NULL: none */
   bool use_audio_in_video;      /* cannot change within a conversation */
   bool want_hidden;             /* make rows for a Talker */
+  /* input_ids, position_ids, thinker.…, output_ids of the last turn. With a
+   * probe every prompt is computed whole, at the end of its turn. */
   QomniProbe *probe;
 } QomniThinkerParams;
 /* The checkpoint's defaults. */
@@ -43,9 +45,12 @@ void qomni_thinker_free (QomniThinker * self);
 G_DEFINE_AUTOPTR_CLEANUP_FUNC (QomniThinker, qomni_thinker_free)
 
 /* Parts of the user's turn, in prompt order. A block of embeddings whose
- * modality and clip equal those of a part of this turn is appended to it, else
- * it begins a new part. With use_audio_in_video, AUDIO blocks with in_video set
- * join the VIDEO part of the same clip. */
+ * modality and clip equal those of a part of this turn that has not had its
+ * `last` block is appended to it, else it begins a new part, as every IMAGE
+ * does. With use_audio_in_video, AUDIO blocks with in_video set join the VIDEO
+ * part of the same clip; without it they are ordinary sound. Parts may be
+ * pushed while a reply is stepped: they are of the next turn. A block that is
+ * refused leaves the turn as it was. */
 bool qomni_thinker_push_text (QomniThinker * self, const char *text,
     GError ** error);
 bool qomni_thinker_push_embeddings (QomniThinker * self,
@@ -83,12 +88,15 @@ typedef struct
   int n_hidden;
 } QomniThinkerStep;
 
-/* The first step also prefills what is left of the prompt. After an error or a
- * cancelled step the reply is over (qomni_thinker_cancel() is implied). */
+/* The first step also prefills what is left of the prompt. After a cancelled
+ * step the reply is over (qomni_thinker_cancel() is implied). After any other
+ * error it is forgotten together with the turn that it was to answer, and the
+ * conversation goes on as if that had not been. */
 bool qomni_thinker_step (QomniThinker * self, QomniThinkerStep * ret,
     GCancellable * cancellable, GError ** error);
 void qomni_thinker_step_clear (QomniThinkerStep * step);
-/* Ends the reply at what was said so far; history keeps that. */
+/* Ends the reply at what was said so far; history keeps that (less the ids that
+ * mean layout or media, should the model have drawn any). */
 void qomni_thinker_cancel (QomniThinker * self);
 /* Drops the open turn's parts (a flush); history is kept. */
 void qomni_thinker_drop_turn (QomniThinker * self);

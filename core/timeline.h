@@ -8,7 +8,7 @@
  *   qomni_timeline_push_embeddings (t, block, &error);
  *   l = qomni_timeline_layout (t, QOMNI_LAYOUT_SO_FAR, &error);   for prefill
  *   qomni_timeline_close (t, &error);
- *   l = qomni_timeline_layout (t, QOMNI_LAYOUT_PROMPT, &error);   to be answered
+ *   l = qomni_timeline_layout (t, QOMNI_LAYOUT_PROMPT, &error);   to answer
  *   qomni_timeline_push_reply (t, ids, n);
  */
 #pragma once
@@ -36,9 +36,9 @@ typedef struct
   int64_t n_final;              /* ids that more parts will not change */
   int32_t *ids;                 /* [n] */
   QomniMediaRow *media;         /* [n] */
-  bool *heard;                  /* [n] in a user's segment: the Talker gets it */
+  bool *heard;                  /* [n] in a user's segment, for the Talker */
   float *positions;             /* [3, n] */
-  float delta;                  /* a token decoded at index s stands at s + delta */
+  float delta;                  /* a token drawn at index s stands at s + delta */
 
   /* QOMNI_LAYOUT_SPOKEN: the Talker's own sequence, the rows heard and the nine
    * that it adds itself. */
