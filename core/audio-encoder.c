@@ -89,8 +89,8 @@ struct _QomniAudioEncoder
 
   QkBackend *backend;
   QkStream *stream;
-  int64_t mel_rows;             /* what three convolutions leave of n_mel */
-  int64_t stem_width;           /* channels * mel_rows */
+  int64_t stem_width;           /* channels * mel_rows: what the convolutions
+                                 * leave of channels * n_mel */
   float *image;                 /* host: [n_mel, chunk_frames] */
   int32_t *order;               /* host: [channels, mel_rows, chunk_tokens] */
 
@@ -98,7 +98,7 @@ struct _QomniAudioEncoder
   float *arena;
   size_t arena_bytes;
   float *pixels;                /* [n_mel, chunk_frames] */
-  float *conv[N_CONVS];         /* [channels, n_mel / 2^i, chunk_frames / 2^i] */
+  float *conv[N_CONVS];         /* [channels, n_mel / 2^i, frames / 2^i] */
   float *stem;                  /* [rows, stem_width] */
   float *sinusoids;             /* [chunk_tokens, width] */
   float *x, *xn;                /* [rows, width] */
@@ -347,8 +347,7 @@ qomni_audio_encoder_new (QomniModel * model,
     self->probe = qomni_probe_ref (params->probe);
   self->max = -INFINITY;
   g_queue_init (&self->blocks);
-  self->mel_rows = chunk_tokens (c->n_mel);
-  self->stem_width = c->conv_channels * self->mel_rows;
+  self->stem_width = c->conv_channels * chunk_tokens (c->n_mel);
   if (!choose_block (self, params->block_seconds, error))
     return NULL;
 
@@ -574,9 +573,9 @@ fill_order (QomniAudioEncoder * self, int64_t n)
   }
 }
 
-/* One chunk of `n` frames, to rows of the stem. As in the reference, where all
- * chunks of a clip are padded to the longest of them, a short one is computed as
- * an image of `width` frames, whose surplus tokens the next chunk overwrites. */
+/* One chunk of `n` frames, to rows of the stem. The reference pads all chunks
+ * of a clip to the longest of them: a short one is computed as an image of
+ * `width` frames, which leaves surplus tokens behind those of the block. */
 static void
 stem_forward (QomniAudioEncoder * self, const Block * b, int64_t first,
     int64_t n, int64_t width, float *stem)

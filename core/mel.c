@@ -158,15 +158,15 @@ qomni_mel_n_samples (const QomniMel * self)
   return self->n_heard;
 }
 
-/* Forgets what lies before the window of the next frame. The reflection at the
- * beginning reads samples 1 … 200, which frame 2 is the first not to need. */
+/* Forgets what lies before the window of the next frame: nothing as long as the
+ * window is reflected at the beginning. */
 static void
 drop_old_samples (QomniMel * self)
 {
   int64_t needed = self->n_frames * QOMNI_MEL_HOP - HALF;
   int64_t n;
 
-  if (self->n_frames < 2 || needed <= self->first)
+  if (needed <= self->first)
     return;
   n = MIN (needed - self->first, self->n_kept);
   memmove (self->samples, self->samples + n,

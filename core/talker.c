@@ -3,7 +3,7 @@
  * talker: the Thinker's rows -> codec frames -> samples.
  *
  *   user rows -> projected -> prompt                         kept for all turns
- *   header, voice, first token of the reply -> nine rows     the rest of prefill
+ *   header, voice, first token of the reply -> nine rows    the rest of prefill
  *   frame k: code 0 from the last row's logits, the residual codes from the
  *     code predictor, samples from Code2Wav; then one more row
  *       x = sum of the frame's code rows + row k of the text that is left
@@ -31,7 +31,7 @@
 
 #define CHUNK_ROWS 64           /* of one prefill step */
 #define HEADER_ROWS 3           /* <|im_start|>assistant\n */
-#define EARLY_ROWS 8            /* of the nine, those that need no reply token */
+#define EARLY_ROWS 8            /* of the nine: those that need no token */
 #define ALL_ROWS 9
 #define N_LEVELS 2              /* of a row: Thinker input, accept layer */
 #define MAX_CYCLE 16            /* frames, for the loop guard */
@@ -199,7 +199,8 @@ struct _QomniTalker
   uint64_t skip_turn;
 
   /* Loop guard: the last MAX_CYCLE frames, and for how many frames in a row
-   * each has equalled the one p before it (0: its first code the last one's). */
+   * each has equalled the one p before it. run[0] is of the first code alone,
+   * compared with the frame before. */
   int32_t *recent;              /* [MAX_CYCLE, n_groups] */
   int run[MAX_CYCLE + 1];
 

@@ -24,7 +24,9 @@ typedef struct
   QomniSampling sampling, predictor_sampling;
   uint64_t seed;
   const char *voice;            /* NULL: the default one */
-  int max_frames;               /* of one reply; 0: the sampling's max_tokens */
+  /* Of one reply. 0: what the sampling's max_tokens allow, which is one less:
+   * as in the reference, the last token that may be drawn has no frame. */
+  int max_frames;
   /* Frames of one step and of one push into Code2Wav, which reads its weights
    * once for all of them: 1 or more. The first frame of a reply never waits
    * for others. Default 1. */
@@ -61,7 +63,7 @@ typedef enum
 {
   QOMNI_TALKER_WAIT,            /* needs more rows */
   QOMNI_TALKER_SOUND,           /* samples are there */
-  QOMNI_TALKER_END,             /* the reply has been spoken, or has no speech */
+  QOMNI_TALKER_END,             /* the reply is spoken, or has no speech */
 } QomniTalkerState;
 
 typedef enum
@@ -71,7 +73,8 @@ typedef enum
   QOMNI_SPEECH_RUNAWAY,         /* a guard stopped endless or looping speech */
   QOMNI_SPEECH_NONE,            /* nothing to say */
 } QomniSpeechFinish;
-const char *qomni_speech_finish_name (QomniSpeechFinish finish);  /* "stop", … */
+/* "stop", … */
+const char *qomni_speech_finish_name (QomniSpeechFinish finish);
 
 typedef struct
 {

@@ -12,8 +12,9 @@
  * of a video do not see each other, so they are computed one by one, with the
  * buffers of the first for all of them.
  *
- * Rows are independent wherever tokens do not look at each other, so the wide
- * intermediate values (pixels, FFN) exist for a part of the rows at a time.
+ * Rows are independent wherever patches do not look at each other, so they are
+ * computed a part at a time: the wide intermediate values (pixels, FFN) exist
+ * for a part only, and the work can be cancelled between parts.
  */
 #include "vision-encoder.h"
 
@@ -24,7 +25,7 @@
 
 #define NORM_EPS 1e-6f          /* of all norms; not in the config */
 #define ROPE_THETA 10000.0      /* not in the config */
-#define ROWS_AT_ONCE 1024       /* of the wide buffers, about */
+#define ROWS_AT_ONCE 512        /* patches, about */
 
 typedef struct
 {
@@ -738,44 +739,57 @@ embed_patches (QomniVisionEncoder * self, Slice * s, GCancellable * cancellable,
   return true;
 }
 
-static void
-layer_forward (QomniVisionEncoder * self, const Layer * l)
+/* Keys and values of all rows come first; from there on every row goes its own
+ * way. Cancellable between parts, for a layer of a large picture takes long. */
+static bool
+layer_forward (QomniVisionEncoder * self, const Layer * l,
+    GCancellable * cancellable, GError ** error)
 {
   const QomniVisionConfig *c = self->config;
   const QkOps *ops = self->stream->ops;
-  const int64_t n = self->grid_h * self->grid_w;
-  const int head_dim = (int) (c->width / c->n_heads);
+  const int64_t n = self->grid_h * self->grid_w, width = c->width;
+  const int head_dim = (int) (width / c->n_heads);
   float *const qkv[] = { self->q, self->k, self->v };
-  const QkAttention attention = {
-    .n_q = n, .n_kv = n,
+  QkAttention attention = {
+    .n_kv = n,
     .n_heads = c->n_heads, .n_kv_heads = c->n_heads, .head_dim = head_dim,
     .scale = 1 / sqrtf ((float) head_dim),
   };
 
-  norm (self, self->xn, self->x, n, c->width, &l->attention_norm);
-  for (int i = 0; i < 3; i++) {
-    const Linear part = {
-      qk_tensor_rows (&l->qkv.weight, i * c->width, c->width),
-      l->qkv.bias + i * c->width
-    };
+  for (int64_t at = 0; at < n; at += self->rows_at_once) {
+    int64_t rows = MIN (self->rows_at_once, n - at);
+    float *xn = self->xn + at * width;
 
-    linear (self, qkv[i], self->xn, n, &part, QK_ACT_NONE, false);
+    if (!qomni_go_on (cancellable, error))
+      return false;
+    norm (self, xn, self->x + at * width, rows, width, &l->attention_norm);
+    for (int i = 0; i < 3; i++) {
+      const Linear part = {
+        qk_tensor_rows (&l->qkv.weight, i * width, width),
+        l->qkv.bias + i * width
+      };
+
+      linear (self, qkv[i] + at * width, xn, rows, &part, QK_ACT_NONE, false);
+    }
   }
   ops->rope (self->stream, self->q, self->rope, n, c->n_heads, head_dim);
   ops->rope (self->stream, self->k, self->rope, n, c->n_heads, head_dim);
-  ops->attention (self->stream, self->xn, self->q, self->k, self->v,
-      &attention);
-  linear (self, self->x, self->xn, n, &l->out, QK_ACT_NONE, true);
 
-  norm (self, self->xn, self->x, n, c->width, &l->ffn_norm);
-  for (int64_t first = 0; first < n; first += self->rows_at_once) {
-    int64_t rows = MIN (self->rows_at_once, n - first);
+  for (int64_t at = 0; at < n; at += self->rows_at_once) {
+    int64_t rows = MIN (self->rows_at_once, n - at);
+    float *x = self->x + at * width, *xn = self->xn + at * width;
 
-    linear (self, self->ffn, self->xn + first * c->width, rows, &l->up,
-        QK_ACT_GELU_TANH, false);
-    linear (self, self->x + first * c->width, self->ffn, rows, &l->down,
-        QK_ACT_NONE, true);
+    if (!qomni_go_on (cancellable, error))
+      return false;
+    attention.n_q = rows;
+    ops->attention (self->stream, xn, self->q + at * width, self->k, self->v,
+        &attention);
+    linear (self, x, xn, rows, &l->out, QK_ACT_NONE, true);
+    norm (self, xn, x, rows, width, &l->ffn_norm);
+    linear (self, self->ffn, xn, rows, &l->up, QK_ACT_GELU_TANH, false);
+    linear (self, x, self->ffn, rows, &l->down, QK_ACT_NONE, true);
   }
+  return true;
 }
 
 /* Merges x into level `level` of the embeddings; q is free for it. */
@@ -806,9 +820,8 @@ forward (QomniVisionEncoder * self, Slice * s, QomniEmbeddings * e,
   if (!embed_patches (self, s, cancellable, error))
     return false;
   for (int i = 0; i < c->depth; i++) {
-    if (!qomni_go_on (cancellable, error))
+    if (!layer_forward (self, &tower->layers[i], cancellable, error))
       return false;
-    layer_forward (self, &tower->layers[i]);
     for (int k = 0; k < c->n_deepstack; k++) {
       if (c->deepstack_layer[k] == i)
         merge (self, &tower->deepstack[k], self->merged_width, e, 1 + k);

@@ -46,8 +46,8 @@ bool qomni_vision_encoder_begin (QomniVisionEncoder * self,
 /* Frames of another size than the first are resized to the same grid. */
 bool qomni_vision_encoder_push (QomniVisionEncoder * self,
     const QomniImage * frame, GError ** error);
-/* Ends the clip; a lone frame is paired with itself. A clip without frames gives
- * no slice. */
+/* Ends the clip; a lone frame is paired with itself. A clip without frames
+ * gives no slice. */
 bool qomni_vision_encoder_flush (QomniVisionEncoder * self, GError ** error);
 /* The next slice (an image: its one slice), or NULL: without an error there is
  * none yet. A slice can be pulled as soon as its frames were pushed; `last` is
@@ -58,8 +58,8 @@ QomniEmbeddings *qomni_vision_encoder_pull (QomniVisionEncoder * self,
 void qomni_vision_encoder_reset (QomniVisionEncoder * self);
 
 /* Target size of an image, the reference's smart_resize. `factor` is
- * patch_size * merge_size. Fails for sides < 1 or > QOMNI_MAX_IMAGE_SIDE, before
- * or after, and for aspect ratios above 200. */
+ * patch_size * merge_size. Fails for sides < 1 or > QOMNI_MAX_IMAGE_SIDE,
+ * before or after, and for aspect ratios above 200. */
 bool qomni_smart_resize (int64_t height, int64_t width, int64_t factor,
     int64_t min_pixels, int64_t max_pixels, int64_t * ret_height,
     int64_t * ret_width, GError ** error);
