@@ -27,7 +27,8 @@ qk_cpu_level_name (QkCpuLevel level)
 
 enum
 {
-  LEAF1_ECX = 1u << 12 | 1u << 27 | 1u << 28 | 1u << 29,        /* FMA, OSXSAVE, AVX, F16C */
+  /* FMA, OSXSAVE, AVX, F16C */
+  LEAF1_ECX = 1u << 12 | 1u << 27 | 1u << 28 | 1u << 29,
   LEAF7_EBX_AVX2 = 1u << 5,
   LEAF7_EBX_AVX512 = 1u << 16 | 1u << 17 | 1u << 30,    /* F, DQ, BW */
   LEAF7_ECX_VNNI = 1u << 11,

@@ -14,6 +14,7 @@
  */
 #include "cpu.h"
 
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 
@@ -21,7 +22,7 @@
 #define INSIDE(word) ((word) & (OPEN - 1))
 #define NUMBER(word) ((word) >> 32)
 
-/* About 50 us of pauses. */
+/* Pauses before parking: some tens of microseconds. */
 #define SPINS 2000
 
 struct _QkPool
@@ -188,6 +189,7 @@ qk_pool_new (int n_threads)
   int n = n_threads > 1 ? n_threads - 1 : 0;
   QkPool *pool = calloc (1, sizeof *pool
       + (size_t) n * sizeof pool->workers[0]);
+  sigset_t all, before;
 
   if (pool == NULL)
     return NULL;
@@ -196,6 +198,14 @@ qk_pool_new (int n_threads)
   pthread_cond_init (&pool->wake, NULL);
   pthread_cond_init (&pool->done, NULL);
 
+  /* The signals of the application are not for workers, except their own
+   * faults. */
+  sigfillset (&all);
+  sigdelset (&all, SIGSEGV);
+  sigdelset (&all, SIGBUS);
+  sigdelset (&all, SIGILL);
+  sigdelset (&all, SIGFPE);
+  pthread_sigmask (SIG_SETMASK, &all, &before);
   for (int i = 0; i < n; i++) {
     struct Worker *worker = &pool->workers[i];
 
@@ -205,6 +215,7 @@ qk_pool_new (int n_threads)
       break;
     pool->n_workers = i + 1;
   }
+  pthread_sigmask (SIG_SETMASK, &before, NULL);
   return pool;
 }
 

@@ -10,8 +10,13 @@
  *   out += s v                     v is [keys, dim] as the tiles want it
  *
  * Blocks begin at multiples of their length, so a row's sums do not depend on
- * the rows beside it. A row reads only the keys it sees: at the edge of the
- * mask rows go one by one over their part of the block.
+ * the rows beside it. A key that a row does not see has weight 0, which adds
+ * nothing, unless the value is infinite or a NaN: then rows go one by one over
+ * the keys they see.
+ *
+ * The rows of one kv head are short pieces far apart, which the CPU does not
+ * see coming: the next block is prefetched a panel at a time, between work on
+ * this one.
  */
 #include "simd.h"
 
@@ -19,7 +24,7 @@
 #include <string.h>
 
 #define BLOCK_KEYS 64
-#define MOST_ROWS 48
+#define MOST_ROWS 96
 /* Distance of two rows of scores: not a power of two. */
 #define SCORE_STRIDE (BLOCK_KEYS + 16)
 
@@ -41,9 +46,10 @@ typedef struct
 {
   float *q, *out;               /* [rows, stride] */
   float *scores;                /* [rows, SCORE_STRIDE] */
-  float *keys;                  /* [head_dim][BLOCK_KEYS], by panels */
+  float *keys;                  /* [head_dim][tile_cols] */
   float max[MOST_ROWS], sum[MOST_ROWS];
   int64_t begin[MOST_ROWS], end[MOST_ROWS];     /* keys that a row sees */
+  int64_t end_of_all;
 } Rows;
 
 static void
@@ -71,6 +77,19 @@ row_offset (const QkAttention * a, int64_t kv_head, int64_t row)
       * a->head_dim;
 }
 
+/* `dim` floats of the rows t0 … t1-1, or those there are, one block on. */
+static void
+prefetch_next (const Rows * w, const float *p, int64_t row, int64_t dim,
+    int64_t t0, int64_t t1)
+{
+  int64_t end = t1 + BLOCK_KEYS < w->end_of_all ? t1 + BLOCK_KEYS
+      : w->end_of_all;
+
+  for (int64_t t = t0 + BLOCK_KEYS; t < end; t++)
+    for (int64_t e = 0; e < dim; e += 16)
+      __builtin_prefetch (p + t * row + e, 0, 2);
+}
+
 /* s[rows, keys] for the keys t0 … t1-1. */
 static void
 score_block (const Job * j, Rows * w, const float *k, int n_rows, int64_t t0,
@@ -78,43 +97,50 @@ score_block (const Job * j, Rows * w, const float *k, int n_rows, int64_t t0,
 {
   const QkSimd *simd = j->simd;
   int64_t dim = j->a->head_dim, kv_row = j->a->n_kv_heads * dim;
+  int height = qk_tile_height (n_rows, simd->tile_rows);
 
   for (int64_t t = t0; t < t1; t += simd->tile_cols) {
     int cols = (int) (t1 - t < simd->tile_cols ? t1 - t : simd->tile_cols);
 
     simd->pack[QK_F32] (w->keys, k + t * kv_row, kv_row, cols, dim);
-    for (int row = 0; row < n_rows; row += simd->tile_rows) {
-      int rows = n_rows - row < simd->tile_rows ? n_rows - row
-          : simd->tile_rows;
-
+    prefetch_next (w, k, kv_row, dim, t, t + cols);
+    for (int row = 0; row < n_rows; row += height)
       simd->tile (w->scores + row * SCORE_STRIDE + (t - t0), SCORE_STRIDE,
           w->q + row * j->stride, j->stride, w->keys, simd->tile_cols, dim,
-          rows, cols, false);
-    }
+          n_rows - row < height ? n_rows - row : height, cols, false);
   }
 }
 
-/* out += s v for `n_rows` rows that all see the keys t0 … t1-1. */
+/* out += s v for rows over the keys t0 … t1-1. */
 static void
 add_values (const Job * j, float *out, const float *scores, const float *v,
-    int n_rows, int64_t t0, int64_t t1)
+    int n_rows, int64_t t0, int64_t t1, const Rows * w)
 {
   const QkSimd *simd = j->simd;
   int64_t dim = j->a->head_dim, kv_row = j->a->n_kv_heads * dim;
+  int height = qk_tile_height (n_rows, simd->tile_rows);
 
-  for (int row = 0; row < n_rows; row += simd->tile_rows) {
-    int rows = n_rows - row < simd->tile_rows ? n_rows - row
-        : simd->tile_rows;
+  for (int64_t e = 0; e < dim; e += simd->tile_cols) {
+    int cols = (int) (dim - e < simd->tile_cols ? dim - e : simd->tile_cols);
 
-    for (int64_t e = 0; e < dim; e += simd->tile_cols) {
-      int cols = (int) (dim - e < simd->tile_cols ? dim - e
-          : simd->tile_cols);
-
+    for (int row = 0; row < n_rows; row += height)
       simd->tile (out + row * j->stride + e, j->stride,
           scores + row * SCORE_STRIDE, SCORE_STRIDE, v + t0 * kv_row + e,
-          kv_row, t1 - t0, rows, cols, true);
-    }
+          kv_row, t1 - t0, n_rows - row < height ? n_rows - row : height,
+          cols, true);
+    prefetch_next (w, v + e, kv_row, cols, t0, t1);
   }
+}
+
+static bool
+values_are_finite (const Job * j, const float *v, int64_t t0, int64_t t1)
+{
+  int64_t dim = j->a->head_dim, kv_row = j->a->n_kv_heads * dim;
+
+  for (int64_t t = t0; t < t1; t++)
+    if (!j->simd->is_finite (v + t * kv_row, dim))
+      return false;
+  return true;
 }
 
 static void
@@ -127,20 +153,25 @@ attend_block (const Job * j, Rows * w, const float *k, const float *v,
   for (int r = 0; r < n_rows; r++) {
     int64_t begin = w->begin[r] > t0 ? w->begin[r] : t0;
     int64_t end = w->end[r] < t1 ? w->end[r] : t1;
-    float factor;
+    float *scores = w->scores + r * SCORE_STRIDE;
 
-    if (begin != t0 || end != t1)
+    if (begin < end) {
+      float factor = j->simd->softmax (scores + (begin - t0), end - begin,
+          j->a->scale, &w->max[r], &w->sum[r]);
+
+      if (factor != 1)
+        j->simd->scale (w->out + r * j->stride, factor, j->a->head_dim);
+    }
+    if (begin != t0 || end != t1) {
       all_see_all = false;
-    if (begin >= end)
-      continue;
-    factor = j->simd->softmax (w->scores + r * SCORE_STRIDE + (begin - t0),
-        end - begin, j->a->scale, &w->max[r], &w->sum[r]);
-    if (factor != 1)
-      j->simd->scale (w->out + r * j->stride, factor, j->a->head_dim);
+      for (int64_t t = t0; t < t1; t++)
+        if (t < begin || t >= end)
+          scores[t - t0] = 0;
+    }
   }
 
-  if (all_see_all) {
-    add_values (j, w->out, w->scores, v, n_rows, t0, t1);
+  if (all_see_all || values_are_finite (j, v, t0, t1)) {
+    add_values (j, w->out, w->scores, v, n_rows, t0, t1, w);
     return;
   }
   for (int r = 0; r < n_rows; r++) {
@@ -149,7 +180,7 @@ attend_block (const Job * j, Rows * w, const float *k, const float *v,
 
     if (begin < end)
       add_values (j, w->out + r * j->stride,
-          w->scores + r * SCORE_STRIDE + (begin - t0), v, 1, begin, end);
+          w->scores + r * SCORE_STRIDE + (begin - t0), v, 1, begin, end, w);
   }
 }
 
@@ -160,6 +191,7 @@ attend_rows (const Job * j, Rows * w, int64_t kv_head, int64_t first,
   const QkAttention *a = j->a;
   int64_t group = a->n_heads / a->n_kv_heads, dim = a->head_dim;
   int64_t begin = INT64_MAX, end = 0;
+  const float *k = j->k + kv_head * dim, *v = j->v + kv_head * dim;
   size_t bytes = (size_t) dim * sizeof (float);
 
   for (int r = 0; r < n_rows; r++) {
@@ -175,12 +207,12 @@ attend_rows (const Job * j, Rows * w, int64_t kv_head, int64_t first,
     memset (w->out + r * j->stride, 0, bytes);
   }
 
+  w->end_of_all = end;
   for (int64_t t = begin / BLOCK_KEYS * BLOCK_KEYS; t < end; t += BLOCK_KEYS) {
     int64_t t0 = t > begin ? t : begin;
     int64_t t1 = t + BLOCK_KEYS < end ? t + BLOCK_KEYS : end;
 
-    attend_block (j, w, j->k + kv_head * dim, j->v + kv_head * dim, n_rows,
-        t0, t1);
+    attend_block (j, w, k, v, n_rows, t0, t1);
   }
 
   for (int r = 0; r < n_rows; r++) {

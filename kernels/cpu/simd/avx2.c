@@ -11,7 +11,7 @@ typedef __m256 V;
 #define TILE_ROWS 6             /* 12 sums, 2 weights, 1 activation of 16 */
 #define TILE_VECS 2
 #define DOT_MOST 3
-#define DOT_ROWS(n) ((n) == 1 ? 8 : 4)
+#define DOT_ROWS 4
 #define LOOPS_TABLE qk_simd_avx2
 
 #define v_set1 _mm256_set1_ps

@@ -11,7 +11,7 @@ typedef __m512 V;
 #define TILE_ROWS 12            /* 24 sums, 2 weights, 1 activation of 32 */
 #define TILE_VECS 2
 #define DOT_MOST 6
-#define DOT_ROWS(n) ((n) <= 3 ? 8 : 4)
+#define DOT_ROWS 4
 #define LOOPS_TABLE qk_simd_avx512
 
 #define v_set1 _mm512_set1_ps

@@ -1,23 +1,29 @@
 /* SPDX-License-Identifier: LGPL-2.1-or-later
  *
- * gemm: many rows of activations times weights, by register tiles.
+ * gemm: activations times weights.
  *
- * A unit of work is a panel of tile_cols columns of y over some hundred rows.
- * Its weights are unpacked to f32 [k][tile_cols] once, in groups that stay in
- * the second cache, and every tile of rows goes over the group:
+ * Few rows go by `dot`: a unit of work is some columns of y, that is rows of
+ * weights, and all rows of x. Many rows go by register tiles: a unit is a panel
+ * of tile_cols columns of y over some hundred rows. Its weights are unpacked to
+ * f32 [k][tile_cols] once, in groups that stay in the second cache, and every
+ * tile of rows goes over the group:
  *
  *   x [rows, c_in] ──────────┐
  *   w ── pack ── b [k][cols] ┴─ tile ── y [rows, cols] ── bias, activation
  *
- * The sum of an output runs over taps and blocks of channels in one order that
- * depends on the shape of the weights only.
+ * The sum of an output runs over taps and channels in an order that depends on
+ * the shape of the weights, and on which way is taken, only.
  */
 #include "simd.h"
 
 #include <string.h>
 
-/* Channels that one call of `tile` sums. */
-#define BLOCK 1024
+/* Columns that a unit computes by `dot`. */
+#define FEW_COLS 64
+
+/* Channels that one call of `tile` sums: a tile of x stays in the first cache,
+ * and the error of a sum is that of the blocks, not of the whole. */
+#define BLOCK 512
 /* Rows a unit covers where there are enough: packing costs a few percent. */
 #define UNIT_ROWS 480
 /* Most floats of a group of unpacked weights: 512 KiB, and at least one
@@ -43,6 +49,73 @@ div_up (int64_t a, int64_t b)
 {
   return (a + b - 1) / b;
 }
+
+/* --- few rows ----------------------------------------------------------- */
+
+typedef struct
+{
+  const QkGemm *g;
+  const QkSimd *simd;
+  int64_t unit;                 /* columns, at most FEW_COLS */
+} FewJob;
+
+static void
+few_units (const void *data, int64_t first, int64_t last, int thread)
+{
+  const FewJob *j = data;
+  const QkGemm *g = j->g;
+  const float *x[QK_FEW_ROWS];
+  float sums[QK_FEW_ROWS * FEW_COLS], part[QK_FEW_ROWS * FEW_COLS];
+
+  (void) thread;
+  for (int64_t u = first; u < last; u++) {
+    int64_t col = u * j->unit;
+    int64_t cols = g->m - col < j->unit ? g->m - col : j->unit;
+
+    for (int64_t tap = 0; tap < g->n_taps; tap++) {
+      size_t at = (size_t) ((tap * g->m + col) * g->c_in);
+
+      for (int64_t i = 0; i < g->n; i++)
+        x[i] = g->x + (i + g->first_offset + tap * g->offset_step) * g->c_in;
+      j->simd->dot[g->dtype] (tap == 0 ? sums : part, FEW_COLS, x, g->n,
+          (const char *) g->w + at * qk_dtype_size (g->dtype), cols, g->c_in);
+      for (int64_t i = 0; i < g->n && tap > 0; i++)
+        j->simd->add (sums + i * FEW_COLS, part + i * FEW_COLS, cols);
+    }
+    for (int64_t i = 0; i < g->n; i++) {
+      for (int64_t c = col, n; c < col + cols; c += n) {
+        int64_t at = c % g->n_bias;
+
+        n = col + cols - c < g->n_bias - at ? col + cols - c
+            : g->n_bias - at;
+        j->simd->finish (g->y + i * g->m + c, sums + i * FEW_COLS + (c - col),
+            g->bias != NULL ? g->bias + at : NULL, n, g->act, g->accumulate);
+      }
+    }
+  }
+}
+
+void
+qk_simd_gemm_few (QkStream * s, const QkGemm * g)
+{
+  FewJob job = {.g = g,.simd = qk_simd (s),.unit = FEW_COLS };
+
+  while (job.unit > 8 && job.unit * 4 * qk_cpu_n_threads (s) > g->m)
+    job.unit /= 2;
+  if (g->n > 0)
+    qk_cpu_parallel (s, few_units, &job, div_up (g->m, job.unit),
+        g->n * g->n_taps * g->c_in * job.unit / 16);
+}
+
+/* Unpacking weights pays from some number of rows on. It costs the less the
+ * shorter they are, as `dot` has to add up a vector for every output. */
+static bool
+is_few (const QkGemm * g)
+{
+  return g->n <= (g->c_in >= 512 ? QK_FEW_ROWS : g->c_in >= 128 ? 16 : 8);
+}
+
+/* --- many rows ---------------------------------------------------------- */
 
 /* Rows first … last-1 of the panel, over the blocks of one group. */
 static void
@@ -156,22 +229,6 @@ copy_rows (const void *data, int64_t first, int64_t last, int thread)
         (size_t) c_in * sizeof (float));
 }
 
-/* Without a term the product is zero; the tiles would leave y as it was. */
-static void
-gemm_of_nothing (QkStream * s, const QkGemm * g)
-{
-  const QkSimd *simd = qk_simd (s);
-
-  for (int64_t i = 0; i < g->n; i++) {
-    float *y = g->y + i * g->m;
-
-    if (!g->accumulate)
-      memset (y, 0, (size_t) g->m * sizeof *y);
-    for (int64_t c = 0; c < g->m && g->bias != NULL; c += g->n_bias)
-      simd->finish (y + c, y + c, g->bias, g->n_bias, g->act, false);
-  }
-}
-
 void
 qk_simd_gemm (QkStream * s, const QkGemm * g)
 {
@@ -183,8 +240,16 @@ qk_simd_gemm (QkStream * s, const QkGemm * g)
 
   if (g->n <= 0 || g->m <= 0)
     return;
-  if (g->n_taps <= 0 || g->c_in <= 0) {
-    gemm_of_nothing (s, g);
+  if (is_few (g) || g->c_in == 0) {
+    /* A product of no terms is zero, which tiles would leave out. */
+    for (int64_t i = 0; i < g->n; i += QK_FEW_ROWS) {
+      QkGemm few = *g;
+
+      few.x = g->x + i * g->c_in;
+      few.y = g->y + i * g->m;
+      few.n = g->n - i < QK_FEW_ROWS ? g->n - i : QK_FEW_ROWS;
+      qk_simd_gemm_few (s, &few);
+    }
     return;
   }
 

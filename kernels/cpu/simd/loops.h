@@ -5,13 +5,12 @@
  *
  *   TILE_ROWS, TILE_VECS   the register tile of `tile`
  *   DOT_MOST               rows of x that `dot` takes at once
- *   DOT_ROWS(n)            rows of weights it takes with n rows of x
+ *   DOT_ROWS               rows of weights it reads side by side
  *   LOOPS_TABLE            name of the QkSimd to define
  *
  * Arrays of V with constant bounds live in registers once the loops over them
  * are unrolled.
  */
-#include "../../half.h"
 #include "simd.h"
 
 #include <math.h>
@@ -23,8 +22,6 @@
 #endif
 #define INLINE static inline __attribute__ ((always_inline))
 
-/* for each vector of n floats: `full` is whether it is a whole one, `l` its
- * number of floats */
 #define EACH_VECTOR(i, n) (int64_t i = 0; i < (n); i += VN)
 
 INLINE V
@@ -180,14 +177,16 @@ v_sine_squared (V x)
 /* --- dot ---------------------------------------------------------------- */
 
 /* R rows of weights, `step` rows apart, times N rows of x. R streams are read
- * side by side, each some lines ahead; each stream goes on where this row ends,
- * with the row of the next call. */
+ * side by side, each going on in the next call where it ended in this one; the
+ * prefetchers of the CPU follow them. Rows of weights tend to be powers of two
+ * apart, so that all streams and x share a set of the first cache: more than
+ * four would push each other out. */
 INLINE void
 dot_block (const int R, const int N, const QkDtype dtype, float *out,
     int64_t ld, const float *const *x, const char *w, int64_t step, int64_t k)
 {
-  const char *row[8];
-  V acc[8][DOT_MOST];
+  const char *row[DOT_ROWS];
+  V acc[DOT_ROWS][DOT_MOST];
   int64_t t = 0;
 
   UNROLL for (int r = 0; r < R; r++) {
@@ -196,32 +195,22 @@ dot_block (const int R, const int N, const QkDtype dtype, float *out,
       acc[r][i] = v_set1 (0.0f);
   }
 
-  for (; t + 32 <= k; t += 32) {
+  for (; t + VN <= k; t += VN) {
     UNROLL for (int r = 0; r < R; r++) {
-      const char *ahead = row[r] + t * w_size (dtype) + 1024;
-
-      __builtin_prefetch (ahead, 0, 3);
-      if (dtype == QK_F32)
-        __builtin_prefetch (ahead + 64, 0, 3);
-    }
-    UNROLL for (int u = 0; u < 32; u += VN) {
-      UNROLL for (int r = 0; r < R; r++) {
-        V wv = w_load (row[r], t + u, dtype);
-
-        UNROLL for (int i = 0; i < N; i++)
-          acc[r][i] = v_fma (wv, v_load (x[i] + t + u), acc[r][i]);
-      }
-    }
-  }
-  for (; t < k; t += VN) {
-    int left = (int) (k - t < VN ? k - t : VN);
-
-    UNROLL for (int r = 0; r < R; r++) {
-      V wv = left == VN ? w_load (row[r], t, dtype)
-          : w_load_n (row[r], t, left, dtype);
+      V wv = w_load (row[r], t, dtype);
 
       UNROLL for (int i = 0; i < N; i++)
-        acc[r][i] = v_fma (wv, v_get (x[i] + t, left), acc[r][i]);
+        acc[r][i] = v_fma (wv, v_load (x[i] + t), acc[r][i]);
+    }
+  }
+  if (t < k) {
+    int left = (int) (k - t);
+
+    UNROLL for (int r = 0; r < R; r++) {
+      V wv = w_load_n (row[r], t, left, dtype);
+
+      UNROLL for (int i = 0; i < N; i++)
+        acc[r][i] = v_fma (wv, v_load_n (x[i] + t, left), acc[r][i]);
     }
   }
 
@@ -235,12 +224,12 @@ INLINE void
 dot_rows (const int N, const QkDtype dtype, float *out, int64_t ld,
     const float *const *x, const char *w, int64_t rows, int64_t k)
 {
-  const int64_t step = rows / DOT_ROWS (N);
+  const int64_t step = rows / DOT_ROWS;
 
   for (int64_t r = 0; r < step; r++)
-    dot_block (DOT_ROWS (N), N, dtype, out + r, ld, x,
+    dot_block (DOT_ROWS, N, dtype, out + r, ld, x,
         w + r * k * w_size (dtype), step, k);
-  for (int64_t r = step * DOT_ROWS (N); r < rows; r++)
+  for (int64_t r = step * DOT_ROWS; r < rows; r++)
     dot_block (1, N, dtype, out + r, ld, x, w + r * k * w_size (dtype), 0, k);
 }
 
@@ -380,8 +369,7 @@ tile_block (const int R, const bool whole, float *y, int64_t ldy,
 
   UNROLL for (int i = 0; i < R; i++) {
     UNROLL for (int j = 0; j < TILE_VECS; j++)
-      acc[i][j] = add ? tile_get (y + i * ldy, j, whole, cols)
-          : v_set1 (0.0f);
+      acc[i][j] = v_set1 (0.0f);
   }
   for (int64_t t = 0; t < k; t++) {
     V bv[TILE_VECS];
@@ -397,8 +385,13 @@ tile_block (const int R, const bool whole, float *y, int64_t ldy,
     b += ldb;
   }
   UNROLL for (int i = 0; i < R; i++) {
-    UNROLL for (int j = 0; j < TILE_VECS; j++)
-      tile_put (y + i * ldy, acc[i][j], j, whole, cols);
+    UNROLL for (int j = 0; j < TILE_VECS; j++) {
+      float *to = y + i * ldy;
+
+      if (add)
+        acc[i][j] = v_add (tile_get (to, j, whole, cols), acc[i][j]);
+      tile_put (to, acc[i][j], j, whole, cols);
+    }
   }
 }
 
@@ -510,6 +503,17 @@ softmax (float *s, int64_t n, float scale, float *max, float *sum)
   *max = best;
   *sum = *sum * factor + v_sum (total);
   return factor;
+}
+
+/* Infinities and NaNs times zero are NaNs. */
+static bool
+is_finite (const float *x, int64_t n)
+{
+  V sum = v_set1 (0.0f);
+
+  for EACH_VECTOR (i, n)
+    sum = v_fma (v_get (x + i, n - i), v_set1 (0.0f), sum);
+  return v_sum (sum) == 0;
 }
 
 /* Blocks of 512 are summed in f32, the blocks in double. */
@@ -627,8 +631,8 @@ axpy (float *y, const float *x, float factor, int64_t n)
             v_get (y + i, n - i)), n - i);
 }
 
-/* Arguments out of the range of the polynomial, infinities and NaNs among
- * them, go through the C library. */
+/* Angles out of the range of the polynomial, infinities and NaNs among them,
+ * go through the C library. */
 static void __attribute__ ((noinline))
 snake_far (float *squares, const float *angles, int64_t n)
 {
@@ -694,6 +698,7 @@ const QkSimd LOOPS_TABLE = {
   .finish = finish,
   .finish_row = finish_row,
   .softmax = softmax,
+  .is_finite = is_finite,
   .rms_norm = rms_norm,
   .layer_norm = layer_norm,
   .rotate = rotate,

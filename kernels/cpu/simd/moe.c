@@ -80,11 +80,16 @@ route (QkStream * s, const Job * j)
 {
   const QkMoe *moe = j->moe;
 
+  /* By `dot` whatever their number, so that a token's choice is its own. */
   for (int64_t i = 0; i < j->n; i += QK_FEW_ROWS) {
-    int64_t n = j->n - i < QK_FEW_ROWS ? j->n - i : QK_FEW_ROWS;
+    QkGemm gemm = {.y = j->p + i * moe->n_experts,.x = j->x + i * j->width,
+      .n = j->n - i < QK_FEW_ROWS ? j->n - i : QK_FEW_ROWS,
+      .m = moe->n_experts,.c_in = j->width,.n_taps = 1,
+      .w = moe->router.data,.dtype = moe->router.dtype,
+      .n_bias = moe->n_experts
+    };
 
-    qk_simd_matmul_few (s, j->p + i * moe->n_experts, j->x + i * j->width, n,
-        &moe->router, NULL, QK_ACT_NONE, false);
+    qk_simd_gemm_few (s, &gemm);
   }
   if (j->n_slots > moe->top_k) {
     for (int64_t i = 0; i < j->n; i++) {

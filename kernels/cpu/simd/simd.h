@@ -47,6 +47,8 @@ struct _QkSimd
    * for what was summed before is returned. max starts at -inf, sum at 0. */
   float (*softmax) (float *s, int64_t n, float scale, float *max, float *sum);
 
+  bool (*is_finite) (const float *x, int64_t n);
+
   void (*rms_norm) (float *y, const float *x, int64_t d, const float *w,
       float eps);
   void (*layer_norm) (float *y, const float *x, int64_t d, const float *w,
@@ -59,8 +61,10 @@ struct _QkSimd
   void (*add) (float *y, const float *x, int64_t n);
   void (*scale) (float *y, float factor, int64_t n);
   void (*clamp) (float *y, float lo, float hi, int64_t n);
-  void (*mul_add) (float *y, const float *x, const float *w, int64_t n);       /* y += w x */
-  void (*axpy) (float *y, const float *x, float factor, int64_t n);     /* y += factor x */
+  /* y += w x */
+  void (*mul_add) (float *y, const float *x, const float *w, int64_t n);
+  /* y += factor x */
+  void (*axpy) (float *y, const float *x, float factor, int64_t n);
   void (*snake) (float *y, const float *x, const float *a, const float *b,
       int64_t n);
   void (*to_f32[QK_N_DTYPES]) (float *y, const void *w, int64_t n);
@@ -72,6 +76,16 @@ static inline const QkSimd *
 qk_simd (const QkStream * s)
 {
   return ((const QkCpuBackend *) s->backend)->simd;
+}
+
+/* Rows of each tile when n rows are cut into tiles of nearly one height, rather
+ * than into full ones and a low, slow one at the end. */
+static inline int
+qk_tile_height (int64_t n, int tile_rows)
+{
+  int64_t n_tiles = (n + tile_rows - 1) / tile_rows;
+
+  return n_tiles > 0 ? (int) ((n + n_tiles - 1) / n_tiles) : 1;
 }
 
 /* Rows of activations for `tile`: their distance must not be a large power of
@@ -101,11 +115,10 @@ typedef struct
 
 void qk_simd_gemm (QkStream * s, const QkGemm * g);
 
-/* matmul of at most QK_FEW_ROWS rows: needs no scratch memory, and a row's
- * result does not depend on the others. */
-#define QK_FEW_ROWS 15
-void qk_simd_matmul_few (QkStream * s, float *y, const float *x, int64_t n,
-    const QkTensor * w, const float *bias, QkActivation act, bool accumulate);
+/* The same for at most QK_FEW_ROWS rows: needs no scratch memory, and a row's
+ * result does not depend on how many there are. */
+#define QK_FEW_ROWS 48
+void qk_simd_gemm_few (QkStream * s, const QkGemm * g);
 
 void qk_simd_matmul (QkStream * s, float *y, const float *x, int64_t n,
     const QkTensor * w, const float *bias, QkActivation act, bool accumulate);
