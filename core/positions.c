@@ -61,10 +61,11 @@ grid_cells (const QomniGrid * grid, int64_t * ret)
   return true;
 }
 
+/* No id of a model, given or missing, is INT32_MIN. */
 static int32_t
 id_at (const Layout * l, int64_t i)
 {
-  return i < l->n ? l->ids[i] : -1;
+  return i < l->n ? l->ids[i] : INT32_MIN;
 }
 
 /* What begins at `i`. A marker with no placeholder after it (a reply may

@@ -28,7 +28,8 @@ struct _QomniPrompt
   int64_t n_final, n_shown, room;
   bool shown;                   /* `run` has been tokenised behind the final */
   bool open;                    /* a turn is */
-  GString *run;                 /* text since the last marker */
+  char *run;                    /* text since the last marker */
+  size_t run_length, run_room;
 
   GArray *images, *videos;      /* QomniGrid */
   GArray *audios;               /* int64_t */
@@ -41,7 +42,6 @@ qomni_prompt_new (const QomniConfig * config, const QomniTokenizer * tokenizer)
 
   self->config = config;
   self->tokenizer = tokenizer;
-  self->run = g_string_new (NULL);
   self->images = g_array_new (FALSE, FALSE, sizeof (QomniGrid));
   self->videos = g_array_new (FALSE, FALSE, sizeof (QomniGrid));
   self->audios = g_array_new (FALSE, FALSE, sizeof (int64_t));
@@ -54,7 +54,7 @@ qomni_prompt_free (QomniPrompt * self)
   if (self == NULL)
     return;
   g_free (self->ids);
-  g_string_free (self->run, TRUE);
+  g_free (self->run);
   g_array_unref (self->images);
   g_array_unref (self->videos);
   g_array_unref (self->audios);
@@ -65,8 +65,8 @@ void
 qomni_prompt_clear (QomniPrompt * self)
 {
   self->n_final = 0;
+  self->run_length = 0;
   self->shown = self->open = false;
-  g_string_truncate (self->run, 0);
   g_array_set_size (self->images, 0);
   g_array_set_size (self->videos, 0);
   g_array_set_size (self->audios, 0);
@@ -80,8 +80,9 @@ reserve (QomniPrompt * self, int64_t used, int64_t n, GError ** error)
   int32_t *ids;
 
   if (n > MAX_IDS - used)
-    return qomni_fail (error, QOMNI_ERROR_LIMIT, "the prompt would have %"
-        G_GINT64_FORMAT " ids, at most %" G_GINT64_FORMAT, used + n, MAX_IDS);
+    return qomni_fail (error, QOMNI_ERROR_LIMIT, "%" G_GINT64_FORMAT
+        " ids after %" G_GINT64_FORMAT " others, a prompt has at most %"
+        G_GINT64_FORMAT, n, used, MAX_IDS);
   if (used + n <= self->room)
     return true;
   while (room < used + n)
@@ -95,6 +96,33 @@ reserve (QomniPrompt * self, int64_t used, int64_t n, GError ** error)
   return true;
 }
 
+/* Adds to the text since the last marker. */
+static bool
+add_text (QomniPrompt * self, const char *text, GError ** error)
+{
+  size_t n = strlen (text), room = MAX (self->run_room, 256);
+  char *run;
+
+  if (n > MAX_RUN_BYTES - self->run_length)
+    return qomni_fail (error, QOMNI_ERROR_LIMIT,
+        "a text of %zu bytes after %zu others, at most %zu", n,
+        self->run_length, MAX_RUN_BYTES);
+  while (room < self->run_length + n)
+    room *= 2;
+  if (room > self->run_room) {
+    run = g_try_realloc (self->run, room);
+    if (run == NULL)
+      return qomni_fail (error, QOMNI_ERROR_MEMORY,
+          "no memory for a text of %zu bytes", room);
+    self->run = run;
+    self->run_room = room;
+  }
+  memcpy (self->run + self->run_length, text, n);
+  self->run_length += n;
+  self->shown = false;
+  return true;
+}
+
 /* Tokenises `run` behind the final ids, and makes room for `n_more`. */
 static bool
 show_run (QomniPrompt * self, int64_t n_more, GError ** error)
@@ -103,8 +131,9 @@ show_run (QomniPrompt * self, int64_t n_more, GError ** error)
     g_autofree int32_t *ids = NULL;
     size_t n;
 
-    ids = qomni_tokenizer_encode (self->tokenizer, self->run->str,
-        (gssize) self->run->len, QOMNI_ENCODE_PLAIN, &n, error);
+    ids = qomni_tokenizer_encode (self->tokenizer,
+        self->run != NULL ? self->run : "", (gssize) self->run_length,
+        QOMNI_ENCODE_PLAIN, &n, error);
     if (ids == NULL || !reserve (self, self->n_final, (int64_t) n, error))
       return false;
     if (n > 0)
@@ -121,7 +150,7 @@ end_run (QomniPrompt * self)
 {
   self->n_final = self->n_shown;
   self->shown = false;
-  g_string_truncate (self->run, 0);
+  self->run_length = 0;
 }
 
 /* One more final id, or `n` of them; the room is there. */
@@ -140,7 +169,7 @@ need_open (const QomniPrompt * self, const char *what, GError ** error)
   return true;
 }
 
-/* The role's word, if the tokenizer and the config agree on its id. */
+/* The role's word, unless the tokenizer and the config disagree on its id. */
 static const char *
 role_word (const QomniPrompt * self, QomniRole role, GError ** error)
 {
@@ -156,7 +185,7 @@ role_word (const QomniPrompt * self, QomniRole role, GError ** error)
       &n, error);
   if (ids == NULL)
     return NULL;
-  if (n != 1 || ids[0] != wanted) {
+  if (wanted >= 0 && (n != 1 || ids[0] != wanted)) {
     qomni_fail (error, QOMNI_ERROR_SETTINGS,
         "the tokenizer makes %zu ids of '%s', the first is %d; the config has "
         "%d", n, word, n > 0 ? ids[0] : -1, wanted);
@@ -168,6 +197,7 @@ role_word (const QomniPrompt * self, QomniRole role, GError ** error)
 bool
 qomni_prompt_open (QomniPrompt * self, QomniRole role, GError ** error)
 {
+  g_autofree char *header = NULL;
   const char *word;
 
   if (self->open)
@@ -176,9 +206,10 @@ qomni_prompt_open (QomniPrompt * self, QomniRole role, GError ** error)
   word = role_word (self, role, error);
   if (word == NULL || !reserve (self, self->n_final, 1, error))
     return false;
+  header = g_strconcat (word, "\n", NULL);
+  if (!add_text (self, header, error))
+    return false;
   put (self, self->config->im_start, 1);
-  g_string_printf (self->run, "%s\n", word);
-  self->shown = false;
   self->open = true;
   return true;
 }
@@ -186,19 +217,11 @@ qomni_prompt_open (QomniPrompt * self, QomniRole role, GError ** error)
 bool
 qomni_prompt_text (QomniPrompt * self, const char *text, GError ** error)
 {
-  size_t n = strlen (text);
-
   if (!need_open (self, "text", error))
     return false;
   if (!g_utf8_validate (text, -1, NULL))
     return qomni_fail (error, QOMNI_ERROR_INPUT, "the text is not UTF-8");
-  if (n > MAX_RUN_BYTES - self->run->len)
-    return qomni_fail (error, QOMNI_ERROR_LIMIT,
-        "a text of %zu bytes after %zu others, at most %zu", n,
-        self->run->len, MAX_RUN_BYTES);
-  g_string_append_len (self->run, text, (gssize) n);
-  self->shown = false;
-  return true;
+  return add_text (self, text, error);
 }
 
 bool

@@ -5,12 +5,14 @@
  *   repetition penalty -> suppressed ids -> (argmax, or:) temperature -> top-k
  *     -> top-p -> softmax -> one draw
  *
- * This is the reference's order and these are its rules for ties: top-k keeps
- * every logit equal to the k-th, top-p drops from the least likely up, lower
- * ids first. A draw visits the vocabulary a few times and sorts only what it
- * must: the k-th logit comes out of a heap of k, top-p takes the likeliest from
- * a heap until it has enough. Randomness is xoshiro256** (Blackman and Vigna),
- * seeded through splitmix64; one draw uses one number.
+ * This is the reference's order. As there, top-k keeps every logit equal to the
+ * k-th. Which of equal logits top-p drops first the reference leaves to a sort
+ * that is not stable; here it is the lower ids.
+ *
+ * A draw visits the vocabulary a few times and sorts only what it must: the k-th
+ * logit comes out of a heap of k, top-p takes the likeliest from a heap until it
+ * has enough. Randomness is xoshiro256** (Blackman and Vigna), seeded through
+ * splitmix64; one draw uses one number.
  */
 
 #include "sampler.h"

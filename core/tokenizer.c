@@ -11,6 +11,9 @@
  * long runs, and the merges of a word come out of a heap, so every input costs
  * n log n at most. Two things of the files are read and checked, not obeyed:
  * the normaliser has to be NFC and the pattern the one that is written here.
+ *
+ * NFC is of GLib's Unicode version, the reference's is of an older one: ids can
+ * differ where marks newer than Unicode 9 stand among others out of order.
  */
 
 #include "tokenizer.h"
@@ -1515,14 +1518,21 @@ encode_words (Encoder * e, const char *text, size_t n)
 
 typedef bool (*EncodePiece) (Encoder * e, const char *text, size_t n);
 
+/* \w, as far as it matters next to a token of whole words. */
 static bool
 is_word_char (const char *p)
 {
   gunichar c = g_utf8_get_char (p);
 
-  return class_of (c) == CLASS_LETTER || class_of (c) == CLASS_NUMBER
-      || g_unichar_ismark (c)
-      || g_unichar_type (c) == G_UNICODE_CONNECT_PUNCTUATION;
+  switch (g_unichar_type (c)) {
+    case G_UNICODE_DECIMAL_NUMBER:
+    case G_UNICODE_LETTER_NUMBER:
+    case G_UNICODE_CONNECT_PUNCTUATION:
+      return true;
+    default:
+      return class_of (c) == CLASS_LETTER || g_unichar_ismark (c)
+          || c == 0x200c || c == 0x200d;
+  }
 }
 
 static bool

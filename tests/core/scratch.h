@@ -124,14 +124,12 @@ scratch_edit (const char *dir, const char *name, const char *from,
     const char *to)
 {
   g_autofree char *text = scratch_read (dir, name, NULL);
-  const char *at = strstr (text, from);
-  g_autoptr (GString) edited = NULL;
+  g_auto (GStrv) parts = g_strsplit (text, from, 2);
+  g_autofree char *edited = NULL;
 
-  g_assert_nonnull (at);
-  edited = g_string_new_len (text, at - text);
-  g_string_append (edited, to);
-  g_string_append (edited, at + strlen (from));
-  scratch_write (dir, name, edited->str, edited->len);
+  g_assert_cmpuint (g_strv_length (parts), ==, 2);
+  edited = g_strjoin (to, parts[0], parts[1], NULL);
+  scratch_write_text (dir, name, edited);
 }
 
 /* An error of that code whose message has `words`; clears it. */

@@ -140,6 +140,10 @@ cases = [
     build([("text", 3), ("both", [1, 4, 9, 1.0], 8), ("text", 5)], True),  # audio ends first, wide frame
     build([("text", 3), ("both", [1, 4, 9, 1.0], 100), ("text", 5)], True),  # the frame's columns are passed over
     build([("text", 3), ("both", [2, 1, 1, 1.0], 200), ("text", 5)], True),
+    build([("text", 3), ("both", [10, 1, 1, 2 / 13], 200), ("text", 5)], True),  # 14.000000000000002 in double
+    # roundings of float32 after sound that starts between the integers
+    *(build([("text", n)] * (n > 0) + [("video", [t, 1, 1, 2 / fps]), ("audio", frames), ("text", 5)], False)
+      for n, fps, t, frames in ((6, 24, 6, 380), (0, 12, 5, 400), (0, 29.97, 2, 460), (1, 29.97, 7, 410))),
 ]
 refused = 0
 for mode, flag, count in (("plain", False, 80), ("flag", True, 80), ("talker", False, 80)):
