@@ -48,8 +48,10 @@ on_text (GstAppSink * sink, gpointer data)
 
   if (sample == NULL)
     return GST_FLOW_EOS;
-  if (r->first_text == 0)
+  if (r->first_text == 0) {
     r->first_text = g_get_monotonic_time ();
+    printf ("  ");
+  }
   if (gst_buffer_map (gst_sample_get_buffer (sample), &map, GST_MAP_READ)) {
     fwrite (map.data, 1, map.size, stdout);
     fflush (stdout);
@@ -99,10 +101,11 @@ watch (GstElement * pipeline, Result * r)
         break;
       case GST_MESSAGE_PROGRESS:
         gst_message_parse_progress (message, &type, NULL, &text);
+        /* Each element loads its part; the last one counts. */
         if (type == GST_PROGRESS_TYPE_COMPLETE) {
+          if (r->loaded == r->start)
+            printf ("  %s\n", text);
           r->loaded = g_get_monotonic_time ();
-          printf ("  %s\n  ", text);
-          fflush (stdout);
         }
         break;
       default:
@@ -116,7 +119,7 @@ run (const Job * job, const char *file, const char *out, Result * r)
 {
   g_autofree char *line = g_strdup_printf
       ("filesrc location=\"%s\" ! decodebin name=d  "
-      "qomnibin name=q max-tokens=48 max-frames=100 %s  %s  "
+      "qomnibin name=q max-tokens=48 talker::max-frames=100 %s  %s  "
       "q.text ! appsink name=text sync=false  "
       "q.speech ! audio/x-raw,format=S16LE,rate=%d ! wavenc name=wav "
       "! filesink location=\"%s/%s.wav\"",

@@ -341,9 +341,11 @@ push_conversation (Run * r, const Conversation * conversation, guint first,
   for (guint i = first; i < messages->len; i++) {
     const Message *message = g_ptr_array_index (messages, i);
 
-    if (message->role != QOMNI_ROLE_USER) {
-      g_autofree char *text = message_text (message);
+    g_autofree char *text = message_text (message);
 
+    /* Somebody who says nothing has said so. */
+    if (message->role != QOMNI_ROLE_USER
+        || (text[0] == '\0' && !message_has_media (message))) {
       if (!qomni_thinker_push_history (r->thinker, message->role, text, error))
         return false;
       continue;
@@ -368,8 +370,9 @@ make_thinker (Run * r, const Conversation * conversation, guint * ret_first,
 
   *ret_first = 0;
   if (head->role == QOMNI_ROLE_SYSTEM) {
+    /* An empty one is a turn of its own: an empty prompt would be none. */
     system = message_text (head);
-    *ret_first = 1;
+    *ret_first = system[0] != '\0' || o->system != NULL;
   }
   qomni_thinker_params_init (&params, qomni_model_config (r->model));
   params.seed = (uint64_t) o->seed;
