@@ -49,7 +49,7 @@ struct _QomniCheckpoint
   GHashTable *by_name;          /* name -> QomniTensorInfo */
 };
 
-/* --- which directory ------------------------------------------------------ */
+/* --- which directory ----------------------------------------------------- */
 
 /* A file name that stays in its directory. */
 static bool
@@ -131,7 +131,7 @@ qomni_checkpoint_resolve (const char *path, GError ** error)
   return g_strdup (path);
 }
 
-/* --- shards ----------------------------------------------------------------*/
+/* --- shards -------------------------------------------------------------- */
 
 static bool
 map_shard (Shard * shard, GError ** error)
@@ -194,7 +194,7 @@ set_shards (QomniCheckpoint * self, char **names, size_t n)
   }
 }
 
-/* --- the index ------------------------------------------------------------ */
+/* --- the index ----------------------------------------------------------- */
 
 /* The names of the shards that a weight_map names. */
 static bool
@@ -218,11 +218,14 @@ list_shards (QomniCheckpoint * self, const char *index, JsonObject * map,
     if (JSON_NODE_HOLDS_VALUE (node)
         && json_node_get_value_type (node) == G_TYPE_STRING)
       shard = json_node_get_string (node);
-    if (shard == NULL || !is_plain_name (shard))
+    if (shard == NULL || !is_plain_name (shard)) {
+      g_autofree char *name = qomni_excerpt (tensor, 200);
+      g_autofree char *file = qomni_excerpt (shard != NULL ? shard : "", 200);
+
       return qomni_fail (error, QOMNI_ERROR_FORMAT, "'%s': the shard of tensor "
-          "'%.200s' is %s%.200s%s, expected the name of a file in the "
-          "directory", index, tensor, shard != NULL ? "'" : "",
-          shard != NULL ? shard : "no string", shard != NULL ? "'" : "");
+          "'%s' is '%s', expected the name of a file in the directory", index,
+          name, file);
+    }
     if (g_hash_table_add (seen, (gpointer) shard))
       g_ptr_array_add (names, (gpointer) shard);
     if (names->len > QOMNI_MAX_SHARDS)
@@ -303,9 +306,12 @@ check_index (QomniCheckpoint * self, const char *index, JsonObject * map,
     const QomniTensorInfo *t = qomni_checkpoint_find (self, name);
     const char *shard = json_node_get_string (node);
 
-    if (t == NULL)
+    if (t == NULL) {
+      g_autofree char *text = qomni_excerpt (name, 200);
+
       return qomni_fail (error, QOMNI_ERROR_FORMAT, "'%s' lists tensor '%s' in "
-          "'%s', which does not have it", index, name, shard);
+          "'%s', which does not have it", index, text, shard);
+    }
     if (strcmp (self->shards[t->shard].name, shard) != 0)
       return qomni_fail (error, QOMNI_ERROR_FORMAT, "'%s' lists tensor '%s' in "
           "'%s', but it is in '%s'", index, name, shard,
@@ -368,7 +374,7 @@ fail_without_model (const char *directory, GError ** error)
       " nor " INDEX, directory);
 }
 
-/* --- public ----------------------------------------------------------------*/
+/* --- public -------------------------------------------------------------- */
 
 QomniCheckpoint *
 qomni_checkpoint_open_with_io (const char *path, QomniReadMode mode,

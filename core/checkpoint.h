@@ -6,8 +6,9 @@
  * shards); others come behind the same calls.
  *
  *   g_autoptr (QomniCheckpoint) c =
- *       qomni_checkpoint_open ("/models/Qwen3-Omni", QOMNI_READ_PRIVATE, &error);
- *   const QomniTensorInfo *t = qomni_checkpoint_find (c, "thinker.lm_head.weight");
+ *       qomni_checkpoint_open (path, QOMNI_READ_PRIVATE, &error);
+ *   const QomniTensorInfo *t =
+ *       qomni_checkpoint_find (c, "thinker.lm_head.weight");
  *   ok = qomni_checkpoint_read (c, t, buffer, &error);
  *
  * Everything about the files is validated on opening, before any tensor is

@@ -4,6 +4,8 @@
  */
 #include "types.h"
 
+#include <string.h>
+
 G_DEFINE_QUARK (qomni-error-quark, qomni_error)
 
 bool
@@ -18,6 +20,18 @@ qomni_fail (GError ** error, QomniErrorCode code, const char *format, ...)
           args));
   va_end (args);
   return false;
+}
+
+char *
+qomni_excerpt (const char *text, size_t max_bytes)
+{
+  const char *end = text;
+
+  if (strlen (text) <= max_bytes)
+    return g_strdup (text);
+  while ((size_t) (g_utf8_next_char (end) - text) <= max_bytes)
+    end = g_utf8_next_char (end);
+  return g_strdup_printf ("%.*s...", (int) (end - text), text);
 }
 
 bool

@@ -174,7 +174,7 @@ check_integer (Scan * s, size_t start)
   }
   if ((s->flags & QOMNI_JSON_HEADER)
       && ((negative && v > 0) || v > MAX_HEADER_INTEGER))
-    return malformed (s, start, "integer outside 0 … 2^48-1");
+    return malformed (s, start, "integer outside 0 to 2^48-1");
   return true;
 }
 

@@ -21,7 +21,7 @@ typedef enum
   QOMNI_JSON_HEADER = 1 << 1,
 } QomniJsonFlags;
 
-/* Checks one document; `name` is for the message, which has the byte position. */
+/* Checks one document; `name` is for the message, which has the byte. */
 bool qomni_json_check (const char *name, const char *data, size_t length,
     QomniJsonFlags flags, GError ** error);
 /* Checks and parses; free with json_node_unref(). */
@@ -30,7 +30,7 @@ JsonNode *qomni_json_parse (const char *name, const char *data, size_t length,
 /* Reads at most `max_bytes` of a regular file, checks and parses it. */
 JsonNode *qomni_json_read_file (const char *path, size_t max_bytes,
     QomniJsonFlags flags, GError ** error);
-/* The bytes of a regular file of at most max_bytes, NUL-terminated; g_free(). */
+/* The bytes of a regular file of at most max_bytes and a NUL; g_free(). */
 char *qomni_read_file (const char *path, size_t max_bytes, size_t * ret_length,
     GError ** error);
 

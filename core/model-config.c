@@ -25,6 +25,7 @@
 /* Stands for "no value if the key is absent": the key is required. */
 #define REQUIRED INT64_MIN
 #define MAX_TOKENS (1 << 20)
+#define MAX_HEAD_DIM 4096
 
 typedef struct
 {
@@ -62,14 +63,16 @@ static bool
 unsupported (const Section * s, const char *key, const char *value,
     const char *wanted)
 {
+  g_autofree char *text = qomni_excerpt (value, 60);
+
   if (s->r->error != NULL)
     return false;
   return qomni_fail (&s->r->error, QOMNI_ERROR_UNSUPPORTED,
-      "%s: %s%s is %s, supported is %s", s->r->file, s->path, key, value,
+      "%s: %s%s is %s, supported is %s", s->r->file, s->path, key, text,
       wanted);
 }
 
-/* --- values ---------------------------------------------------------------- */
+/* --- values -------------------------------------------------------------- */
 
 static JsonNode *
 member (const Section * s, const char *key)
@@ -101,10 +104,7 @@ node_str (JsonNode * node)
 {
   g_autofree char *text = json_to_string (node, FALSE);
 
-  if (strlen (text) > 60)
-    return g_strdup_printf ("%.50s…", g_utf8_validate (text, 50, NULL)
-        ? text : "a long value");
-  return g_steal_pointer (&text);
+  return qomni_excerpt (text, 60);
 }
 
 static int64_t
@@ -113,7 +113,7 @@ check_range (const Section * s, const char *key, int64_t v, int64_t min,
 {
   if (v >= min && v <= max)
     return v;
-  refuse (s, key, "is %" G_GINT64_FORMAT ", expected %" G_GINT64_FORMAT " … %"
+  refuse (s, key, "is %" G_GINT64_FORMAT ", expected %" G_GINT64_FORMAT " to %"
       G_GINT64_FORMAT, v, min, max);
   return min;
 }
@@ -160,7 +160,7 @@ get_number (const Section * s, const char *key, double min, double max,
   }
   v = json_node_get_double (node);
   if (!(v >= min && v <= max)) {
-    refuse (s, key, "is %g, expected %g … %g", v, min, max);
+    refuse (s, key, "is %g, expected %g to %g", v, min, max);
     return absent;
   }
   return v;
@@ -289,18 +289,20 @@ want_int (const Section * s, const char *key, int64_t wanted)
   unsupported (s, key, have, want);
 }
 
-/* --- decoders --------------------------------------------------------------- */
+/* --- decoders ------------------------------------------------------------ */
 
 /* What stands for absent keys of one kind of decoder. */
 typedef struct
 {
   int n_kv_heads;
+  int head_dim;                 /* 0: hidden_size / n_heads */
   int64_t intermediate_size;
   int n_experts, top_k;         /* 0: dense */
   int64_t moe_intermediate_size, shared_intermediate_size;
   bool norm_top_k;
   double rope_theta, rms_norm_eps;
   bool is_mrope;
+  bool is_talker;
 } DecoderDefaults;
 
 static const DecoderDefaults thinker_defaults = {
@@ -313,11 +315,12 @@ static const DecoderDefaults thinker_defaults = {
 static const DecoderDefaults talker_defaults = {
   .n_kv_heads = 2,.intermediate_size = 2048,.n_experts = 128,.top_k = 6,
   .moe_intermediate_size = 384,.shared_intermediate_size = 768,
-  .norm_top_k = true,.rope_theta = 1e4,.rms_norm_eps = 1e-6,.is_mrope = true
+  .norm_top_k = true,.rope_theta = 1e4,.rms_norm_eps = 1e-6,.is_mrope = true,
+  .is_talker = true
 };
 
 static const DecoderDefaults predictor_defaults = {
-  .n_kv_heads = 8,.intermediate_size = 3072,.rope_theta = 1e4,
+  .n_kv_heads = 8,.head_dim = 128,.intermediate_size = 3072,.rope_theta = 1e4,
   .rms_norm_eps = 1e-6
 };
 
@@ -336,7 +339,7 @@ parse_rope (const Section * s, const DecoderDefaults * d,
   Section rope = subsection (s, v5 ? "rope_parameters" : "rope_scaling");
   const char *type = get_string (&rope, has (&rope, "rope_type")
       ? "rope_type" : "type");
-  int section[3], n, sum;
+  int section[3], n, sum = 0;
 
   if (type != NULL && strcmp (type, "default") != 0
       && strcmp (type, "mrope") != 0)
@@ -347,22 +350,28 @@ parse_rope (const Section * s, const DecoderDefaults * d,
   if (!d->is_mrope)
     return;
 
-  n = get_ints (&rope, "mrope_section", 0, ret->head_dim, 3, section);
-  if (n < 0)
-    memcpy (section, released, sizeof released);
-  else if (n != 3)
-    refuse (&rope, "mrope_section", "has %d entries, expected 3", n);
-  if (s->r->error != NULL)
+  n = get_ints (&rope, "mrope_section", 0, MAX_HEAD_DIM, 3, section);
+  if (n < 0) {
+    /* As in the reference, whatever the size of the heads: what is given to
+     * rows and columns is cut off at head_dim / 2. */
+    memcpy (ret->mrope_section, released, sizeof released);
     return;
-  sum = section[0] + section[1] + section[2];
-  if (sum != ret->head_dim / 2)
+  }
+  for (int i = 0; i < n; i++)
+    sum += section[i];
+  if (n != 3)
+    refuse (&rope, "mrope_section", "has %d entries, expected 3", n);
+  else if (sum != ret->head_dim / 2)
     refuse (&rope, "mrope_section", "sums to %d, expected %d, half of head_dim",
         sum, ret->head_dim / 2);
-  memcpy (ret->mrope_section, section, sizeof section);
+  else
+    memcpy (ret->mrope_section, section, sizeof section);
 }
 
-/* Layer l has experts unless mlp_only_layers says otherwise, where (l + 1) is
- * a multiple of decoder_sparse_step. */
+/* Layer l of the Thinker has experts unless mlp_only_layers says otherwise,
+ * where (l + 1) is a multiple of decoder_sparse_step, and never a shared one.
+ * Every layer of the Talker has experts and a shared one, whatever those keys
+ * say. */
 static void
 parse_experts (const Section * s, const DecoderDefaults * d,
     QomniDecoderConfig * ret)
@@ -371,7 +380,12 @@ parse_experts (const Section * s, const DecoderDefaults * d,
       ? "num_local_experts" : "num_experts";
   int only_mlp[QOMNI_MAX_LAYERS], n;
 
-  ret->n_experts = (int) get_int (s, key, 1, QOMNI_MAX_EXPERTS, d->n_experts);
+  ret->n_experts = (int) get_int (s, key, d->is_talker, QOMNI_MAX_EXPERTS,
+      d->n_experts);
+  if (ret->n_experts == 0) {
+    memset (ret->dense_layer, 1, (size_t) ret->n_layers);
+    return;
+  }
   ret->top_k = (int) get_int (s, "num_experts_per_tok", 1, ret->n_experts,
       d->top_k);
   ret->moe_intermediate_size = get_int (s, "moe_intermediate_size", 1,
@@ -379,6 +393,8 @@ parse_experts (const Section * s, const DecoderDefaults * d,
   ret->shared_intermediate_size = get_int (s,
       "shared_expert_intermediate_size", 0, QOMNI_MAX_WIDTH,
       d->shared_intermediate_size);
+  if (!d->is_talker)
+    ret->shared_intermediate_size = 0;
   ret->norm_top_k = get_bool (s, "norm_topk_prob", d->norm_top_k);
   ret->decoder_sparse_step = (int) get_int (s, "decoder_sparse_step", 1,
       QOMNI_MAX_LAYERS, 1);
@@ -389,15 +405,8 @@ parse_experts (const Section * s, const DecoderDefaults * d,
       only_mlp);
   for (int i = 0; i < n; i++)
     ret->dense_layer[only_mlp[i]] = true;
-}
-
-/* Keys a query sees; 0 when there is no window. */
-static int64_t
-parse_window (const Section * s)
-{
-  if (!get_bool (s, "use_sliding_window", true))
-    return 0;
-  return get_int (s, "sliding_window", 0, INT32_MAX, 0);
+  if (d->is_talker)
+    memset (ret->dense_layer, 0, (size_t) ret->n_layers);
 }
 
 static void
@@ -417,18 +426,15 @@ parse_decoder (const Section * s, const DecoderDefaults * d,
     refuse (s, "num_key_value_heads", "is %d, which does not divide the %d of "
         "num_attention_heads", ret->n_kv_heads, ret->n_heads);
 
-  by_heads = ret->hidden_size / ret->n_heads;
-  if (!has (s, "head_dim") && ret->hidden_size % ret->n_heads != 0)
-    refuse (s, "num_attention_heads", "is %d, which does not divide the "
-        "hidden_size %" G_GINT64_FORMAT, ret->n_heads, ret->hidden_size);
-  ret->head_dim = (int) get_int (s, "head_dim", 2, 4096, by_heads);
+  by_heads = d->head_dim > 0 ? d->head_dim
+      : ret->hidden_size / ret->n_heads;
+  ret->head_dim = (int) get_int (s, "head_dim", 2, MAX_HEAD_DIM, by_heads);
   if (ret->head_dim % 2 != 0)
     refuse (s, "head_dim", "is %d, expected an even number", ret->head_dim);
 
   ret->intermediate_size = get_int (s, "intermediate_size", 1,
       QOMNI_MAX_WIDTH, d->intermediate_size);
   ret->rms_norm_eps = get_number (s, "rms_norm_eps", 0, 1, d->rms_norm_eps);
-  ret->sliding_window = parse_window (s);
   ret->decoder_sparse_step = 1;
   if (d->n_experts > 0)
     parse_experts (s, d, ret);
@@ -447,7 +453,7 @@ parse_vocabulary (const Section * s)
   return get_int (s, "vocab_size", 1, QOMNI_MAX_VOCABULARY, REQUIRED);
 }
 
-/* --- encoders --------------------------------------------------------------- */
+/* --- encoders ------------------------------------------------------------ */
 
 static void
 want_text_width (const Section * s, const char *key, int64_t width,
@@ -459,11 +465,12 @@ want_text_width (const Section * s, const char *key, int64_t width,
 }
 
 static void
-want_divisor (const Section * s, const char *key, int n, int64_t width)
+want_divisor (const Section * s, const char *key, int n,
+    const char *width_key, int64_t width)
 {
   if (width % n != 0)
-    refuse (s, key, "is %d, which does not divide the width %" G_GINT64_FORMAT,
-        n, width);
+    refuse (s, key, "is %d, which does not divide the %" G_GINT64_FORMAT
+        " of %s", n, width, width_key);
 }
 
 static void
@@ -481,7 +488,7 @@ parse_audio (const Section * s, QomniConfig * c)
   a->width = get_int (s, "d_model", 4, QOMNI_MAX_WIDTH, REQUIRED);
   a->output_dim = get_int (s, "output_dim", 1, QOMNI_MAX_WIDTH, REQUIRED);
   a->conv_channels = get_int (s, "downsample_hidden_size", 1, 16384, 480);
-  want_divisor (s, "encoder_attention_heads", a->n_heads, a->width);
+  want_divisor (s, "encoder_attention_heads", a->n_heads, "d_model", a->width);
   if (a->width % 2 != 0)
     refuse (s, "d_model", "is %" G_GINT64_FORMAT ", expected an even number",
         a->width);
@@ -491,10 +498,8 @@ parse_audio (const Section * s, QomniConfig * c)
   /* 13 tokens per 100 frames is built into the positions. */
   want_int (s, "n_window", 50);
   a->chunk_frames = 100;
+  /* Whole chunks; what is left over does not count. */
   window = get_int (s, "n_window_infer", a->chunk_frames, 1 << 20, 800);
-  if (window % a->chunk_frames != 0)
-    refuse (s, "n_window_infer", "is %" G_GINT64_FORMAT ", expected a multiple "
-        "of %d, twice n_window", window, a->chunk_frames);
   a->window_chunks = (int) (window / a->chunk_frames);
 }
 
@@ -518,10 +523,6 @@ parse_deepstack (const Section * s, QomniConfig * c)
       refuse (s, key, "has %d after %d, expected ascending blocks",
           v->deepstack_layer[i], v->deepstack_layer[i - 1]);
   }
-  /* Level k is added after decoder layer k. */
-  if (v->n_deepstack > c->text.n_layers)
-    refuse (s, key, "has %d entries, expected at most the %d layers of "
-        "text_config", v->n_deepstack, c->text.n_layers);
 }
 
 static void
@@ -540,7 +541,7 @@ parse_vision (const Section * s, QomniConfig * c)
   v->patch_size = (int) get_int (s, "patch_size", 1, 256, 16);
   v->temporal_patch_size = (int) get_int (s, "temporal_patch_size", 1, 16, 2);
   v->merge_size = (int) get_int (s, "spatial_merge_size", 1, 16, 2);
-  want_divisor (s, "num_heads", v->n_heads, v->width);
+  want_divisor (s, "num_heads", v->n_heads, "hidden_size", v->width);
   /* Rows and columns rotate a quarter of the head each, in pairs. */
   if (v->width / v->n_heads % 4 != 0)
     refuse (s, "num_heads", "is %d: heads of %" G_GINT64_FORMAT " values, "
@@ -560,7 +561,7 @@ parse_vision (const Section * s, QomniConfig * c)
     unsupported (&rope, "rope_theta", "another number", "10000");
 }
 
-/* --- speech ----------------------------------------------------------------- */
+/* --- speech -------------------------------------------------------------- */
 
 static void
 parse_voices (const Section * s, QomniTalkerConfig * t)
@@ -581,6 +582,9 @@ parse_voices (const Section * s, QomniTalkerConfig * t)
   while (json_object_iter_next_ordered (&iter, &name, NULL)) {
     QomniVoice *v = &t->voices[t->n_voices++];
 
+    if (strlen (name) > 256)
+      refuse (s, "speaker_id", "has a name of %zu bytes, expected at most 256",
+          strlen (name));
     v->name = g_utf8_strdown (name, -1);
     v->id = (int32_t) get_int (&voices, name, 0, t->text.vocab_size - 1,
         REQUIRED);
@@ -595,8 +599,6 @@ parse_predictor (const Section * s, QomniTalkerConfig * t)
   parse_decoder (s, &predictor_defaults, &t->predictor);
   t->predictor.vocab_size = parse_vocabulary (s);
   t->codebook_size = t->predictor.vocab_size;
-  /* The window would be that of layers of type sliding_attention. */
-  t->predictor.sliding_window = 0;
   types = member (s, "layer_types");
   if (types != NULL && JSON_NODE_HOLDS_ARRAY (types)) {
     JsonArray *array = json_node_get_array (types);
@@ -656,7 +658,7 @@ parse_talker (const Section * s, QomniConfig * c)
   if (t->text.vocab_size < t->codebook_size
       || t->text.vocab_size > t->codebook_size + 1024)
     refuse (&text, "vocab_size", "is %" G_GINT64_FORMAT ", expected %"
-        G_GINT64_FORMAT " … %" G_GINT64_FORMAT " for a codebook of %"
+        G_GINT64_FORMAT " to %" G_GINT64_FORMAT " for a codebook of %"
         G_GINT64_FORMAT, t->text.vocab_size, t->codebook_size,
         t->codebook_size + 1024, t->codebook_size);
 }
@@ -683,8 +685,8 @@ parse_code2wav (const Section * s, QomniConfig * c)
   QomniCode2WavConfig *w = &c->code2wav;
 
   parse_decoder (s, &code2wav_defaults, &w->pre);
-  if (!has (s, "sliding_window"))
-    w->pre.sliding_window = 72;
+  /* Here alone: the others see everything, whatever their window. */
+  w->pre.sliding_window = get_int (s, "sliding_window", 1, INT32_MAX, 72);
   w->codebook_size = get_int (s, "codebook_size", 1, QOMNI_MAX_VOCABULARY,
       2048);
   w->n_quantizers = (int) get_int (s, "num_quantizers", 1, 256, 16);
@@ -694,9 +696,9 @@ parse_code2wav (const Section * s, QomniConfig * c)
       G_N_ELEMENTS (ratios), w->upsample_ratio);
   w->n_blocks = parse_ratios (s, "upsample_rates", rates,
       G_N_ELEMENTS (rates), w->upsample_rate);
-  if (w->decoder_dim % (1 << w->n_blocks) != 0)
-    refuse (s, "decoder_dim", "is %" G_GINT64_FORMAT ", expected a multiple of "
-        "%d: it is halved by each of upsample_rates", w->decoder_dim,
+  if (w->decoder_dim >> w->n_blocks == 0)
+    refuse (s, "decoder_dim", "is %" G_GINT64_FORMAT ", expected at least %d: "
+        "it is halved by each of upsample_rates", w->decoder_dim,
         1 << w->n_blocks);
 
   /* Every block of rate r loses r of its outputs, worth what follows. */
@@ -721,7 +723,7 @@ parse_code2wav (const Section * s, QomniConfig * c)
         "the talker", w->n_quantizers, c->talker.n_groups);
 }
 
-/* --- the Thinker and the root ---------------------------------------------- */
+/* --- the Thinker and the root -------------------------------------------- */
 
 /* A token id; -1 when the key is absent: the tokenizer knows better than any
  * number written here. */
@@ -807,7 +809,7 @@ parse_root (const Section * root, QomniConfig * c)
   }
 }
 
-/* --- the other files -------------------------------------------------------- */
+/* --- the other files ----------------------------------------------------- */
 
 static void
 parse_pixels (const Section * s, int64_t *min, int64_t *max)
@@ -847,7 +849,7 @@ parse_colours (const Section * s, const char *key, double min, float ret[3])
         : NAN;
 
     if (!(v >= min && v <= 1000))
-      refuse (s, key, "has the entry %g, expected %g … 1000", v, min);
+      refuse (s, key, "has the entry %g, expected %g to 1000", v, min);
     else
       ret[i] = (float) v;
   }
@@ -956,7 +958,7 @@ read_document (const char *directory, const char *name, bool optional,
   return node != NULL && parse_node (path, node, parse, config, error);
 }
 
-/* --- public ------------------------------------------------------------------*/
+/* --- public -------------------------------------------------------------- */
 
 static QomniConfig *
 config_new (void)

@@ -17,7 +17,7 @@ typedef struct
 {
   int64_t vocab_size, hidden_size;
   int n_layers, n_heads, n_kv_heads, head_dim;
-  int64_t intermediate_size;    /* of dense layers (Talker: of the projections) */
+  int64_t intermediate_size;    /* dense layers (Talker: its projections) */
   int n_experts, top_k;         /* 0: every layer is dense */
   int64_t moe_intermediate_size, shared_intermediate_size;      /* 0: none */
   bool norm_top_k;

@@ -39,7 +39,7 @@ typedef struct
 {
   State state;
   unsigned n_attempts;          /* that have ended */
-  GError *error;                /* of the last one; NULL when it was cancelled */
+  GError *error;                /* of the last one; NULL if it was cancelled */
   void *object;                 /* when LOADED; read atomically */
   QomniWeights *weights;        /* its memory */
   bool has_info;
@@ -59,12 +59,12 @@ struct _QomniModel
   QomniComponents components;
   char fingerprint[17];
 
-  GMutex lock;                  /* guards `component`; no lock is taken inside */
+  GMutex lock;                  /* guards `component`; a leaf */
   GCond changed;                /* a load has ended */
   Component component[N_COMPONENTS];
 };
 
-/* --- components ------------------------------------------------------------- */
+/* --- components ---------------------------------------------------------- */
 
 typedef struct
 {
@@ -118,7 +118,7 @@ qomni_component_name (QomniComponents component)
   return i >= 0 ? classes[i].name : "unknown";
 }
 
-/* --- options ------------------------------------------------------------------ */
+/* --- options ------------------------------------------------------------- */
 
 static bool
 parse_precision (const char *name, QomniPrecision * ret, GError ** error)
@@ -153,12 +153,12 @@ check_options (const QomniModelOptions * o, QomniPrecision * ret_precision,
 {
   if (o->n_threads < 0 || o->n_threads > 4096)
     return qomni_fail (error, QOMNI_ERROR_SETTINGS, "%d threads, expected "
-        "0 … 4096", o->n_threads);
+        "0 to 4096", o->n_threads);
   return check_device (o->device, error)
       && parse_precision (o->precision, ret_precision, error);
 }
 
-/* --- opening ------------------------------------------------------------------- */
+/* --- opening ------------------------------------------------------------- */
 
 /* Token ids that config.json left out, by their spelling. */
 static bool
@@ -340,7 +340,7 @@ model_free (QomniModel * self)
   g_free (self);
 }
 
-/* --- the registry ---------------------------------------------------------------- */
+/* --- the registry -------------------------------------------------------- */
 
 /* registry_lock guards all of this; no lock is taken inside. Keys belong to
  * the models; a key whose value is NULL is being opened and belongs to the
@@ -518,7 +518,7 @@ qomni_model_default_path (bool *ret_builtin)
   return g_steal_pointer (&builtin);
 }
 
-/* --- loading ------------------------------------------------------------------------ */
+/* --- loading ------------------------------------------------------------- */
 
 static QomniWeights *
 weights_new (QomniModel * self)
@@ -715,7 +715,7 @@ qomni_model_load (QomniModel * self, QomniComponents components,
   return true;
 }
 
-/* --- what it has ----------------------------------------------------------------------- */
+/* --- what it has --------------------------------------------------------- */
 
 QomniComponents
 qomni_model_components (const QomniModel * self)

@@ -2,7 +2,8 @@
  *
  * safetensors: u64 little-endian length N, N bytes of JSON, data.
  *
- *   { "name": { "dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12] }, … }
+ *   { "name": { "dtype": "BF16", "shape": [2, 3], "data_offsets": [0, 12] },
+ *     … }
  *
  * Order of the checks, all of them before any tensor is touched: the length
  * against its cap and the file, UTF-8 and JSON (json.c), every entry by itself
@@ -131,9 +132,12 @@ parse_entry (const char *file, const char *name, JsonNode * node,
     return qomni_fail (error, QOMNI_ERROR_FORMAT, "%s: tensor '%s' has no "
         "dtype", file, name);
   ret->dtype = qomni_file_dtype (dtype);
-  if (ret->dtype == NULL)
+  if (ret->dtype == NULL) {
+    g_autofree char *text = qomni_excerpt (dtype, 40);
+
     return qomni_fail (error, QOMNI_ERROR_FORMAT, "%s: tensor '%s' has the "
-        "unknown dtype '%.32s'", file, name, dtype);
+        "unknown dtype '%s'", file, name, text);
+  }
 
   shape = get_array (object, "shape");
   if (shape == NULL)
@@ -198,10 +202,13 @@ parse_entries (const char *file, JsonObject * root, QomniSafetensors * st,
 
   json_object_iter_init (&iter, root);
   while (json_object_iter_next (&iter, &name, NULL)) {
-    if (strlen (name) > QOMNI_MAX_TENSOR_NAME)
-      return qomni_fail (error, QOMNI_ERROR_LIMIT, "%s: tensor name '%.40s…' "
-          "has %zu bytes, the limit is %d", file, name, strlen (name),
+    if (strlen (name) > QOMNI_MAX_TENSOR_NAME) {
+      g_autofree char *text = qomni_excerpt (name, 40);
+
+      return qomni_fail (error, QOMNI_ERROR_LIMIT, "%s: tensor name '%s' has "
+          "%zu bytes, the limit is %d", file, text, strlen (name),
           QOMNI_MAX_TENSOR_NAME);
+    }
     name_bytes += strlen (name) + 1;
     n_names++;
   }

@@ -58,6 +58,10 @@ GQuark qomni_error_quark (void);
 bool qomni_fail (GError ** error, QomniErrorCode code, const char *format, ...)
     G_GNUC_PRINTF (3, 4);
 
+/* UTF-8 text of unknown length for a message: at most `max_bytes` of it, never
+ * a part of a character, with "..." where it was cut. g_free(). */
+char *qomni_excerpt (const char *text, size_t max_bytes);
+
 /* true, or false with G_IO_ERROR_CANCELLED when `cancellable` is. */
 bool qomni_go_on (GCancellable * cancellable, GError ** error);
 

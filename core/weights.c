@@ -148,7 +148,7 @@ qomni_weights_dtype (const QomniWeights * self)
   return self->mixed ? "mixed" : self->dtype != NULL ? self->dtype->name : "";
 }
 
-/* --- claiming -------------------------------------------------------------- */
+/* --- claiming ------------------------------------------------------------ */
 
 static char *
 dims_str (int n_dims, const int64_t * dims)
@@ -393,7 +393,7 @@ qomni_weights_has (const QomniWeights * self, const char *name_format, ...)
   return qomni_checkpoint_find (self->checkpoint, name) != NULL;
 }
 
-/* --- experts ---------------------------------------------------------------- */
+/* --- experts ------------------------------------------------------------- */
 
 static void
 claim_expert (QomniWeights * self, QkTensor * ret, int64_t rows, int64_t cols,
@@ -471,7 +471,7 @@ qomni_weights_experts (QomniWeights * self, QkTensor * gate, QkTensor * up,
   }
 }
 
-/* --- loading ----------------------------------------------------------------*/
+/* --- loading ------------------------------------------------------------- */
 
 /* What the reading of one load needs: two staging buffers. */
 typedef struct

@@ -48,7 +48,7 @@ void qomni_weights_matrix (QomniWeights * self, QkTensor * ret, int n_dims,
 void qomni_weights_vector (QomniWeights * self, float **ret, int64_t n,
     const char *name_format, ...) G_GNUC_PRINTF (4, 5);
 /* A tensor of file shape dims[3] laid out as its permutation: axis i of the
- * result is axis perm[i] of the file. f32 when `as_f32`, else as in the file. */
+ * result is axis perm[i] of the file. f32 when `as_f32`, else as a matrix. */
 void qomni_weights_permuted (QomniWeights * self, QkTensor * ret,
     const int64_t dims[3], const int perm[3], bool as_f32,
     const char *name_format, ...) G_GNUC_PRINTF (6, 7);
