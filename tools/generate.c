@@ -189,8 +189,11 @@ start_speech (Run * r, GError ** error)
   params.voice = o->voice;
   params.seed = (uint64_t) o->seed;
   params.probe = r->probe;
-  if (o->max_frames >= 0)
+  if (o->max_frames >= 0) {
     params.max_frames = o->max_frames;
+    /* A length that was asked for takes the place of the guessed one. */
+    params.tail_frames = params.tail_frames_per_token = 0;
+  }
   if (o->talker_greedy)
     qomni_talker_params_greedy (&params);
 
@@ -318,6 +321,7 @@ push_part (Run * r, const Part * part, GError ** error)
     case PART_VIDEO:
       if (!need_vision_encoder (r, error)
           || !media_push_video (part->path, o->fps, MAX_VIDEO_FRAMES,
+              qomni_model_config (r->model)->vision.temporal_patch_size,
               r->vision, NULL, error)
           || !push_vision_blocks (r, clip, error))
         return false;

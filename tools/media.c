@@ -203,10 +203,11 @@ media_push_audio (const char *path, QomniAudioEncoder * encoder,
 }
 
 /* Frames keep an alpha channel when the file has one: the engine composites it
- * on white. Orientation tags are applied. */
+ * on white. Orientation tags are applied. Deeper pictures are cut to 8 bits
+ * without dithering. */
 #define PICTURE_CHAIN \
-    "videoconvert name=head ! videoflip video-direction=auto ! " \
-    "videoconvert ! video/x-raw,format={RGB,RGBA} ! appsink name=sink"
+    "videoconvert name=head dither=none ! videoflip video-direction=auto ! " \
+    "videoconvert dither=none ! video/x-raw,format={RGB,RGBA} ! appsink name=sink"
 
 static bool
 push_frame (GstSample * sample, QomniVisionEncoder * encoder, GError ** error)
@@ -302,7 +303,8 @@ count_frames (const char *path, int64_t *ret_total, double *ret_fps,
 
 bool
 media_push_video (const char *path, double fps, int64_t max_frames,
-    QomniVisionEncoder * encoder, GCancellable * cancellable, GError ** error)
+    int slice_frames, QomniVisionEncoder * encoder, GCancellable * cancellable,
+    GError ** error)
 {
   g_auto (Reader) r = { NULL };
   g_autoptr (GError) failure = NULL;
@@ -317,9 +319,8 @@ media_push_video (const char *path, double fps, int64_t max_frames,
   n = qomni_sample_frames (total, video_fps, fps, max_frames, &wanted,
       &taken_fps);
 
-  /* Two sampled frames make one temporal slice. */
   if (!qomni_vision_encoder_begin (encoder, QOMNI_MODALITY_VIDEO,
-          2 / taken_fps, error)
+          slice_frames / taken_fps, error)
       || !reader_open (&r, path, "video/", PICTURE_CHAIN, error))
     return false;
   for (int64_t i = 0; next < n

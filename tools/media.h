@@ -21,10 +21,12 @@ bool media_push_image (const char *path, QomniVisionEncoder * encoder,
     GCancellable * cancellable, GError ** error);
 
 /* Pushes frames of the video `path`, sampled at about `fps` by the offline rule
- * (qomni_sample_frames), as a clip and flushes it. Decodes the file twice: once
- * to count its frames. At most `max_frames` are taken. */
+ * (qomni_sample_frames), as a clip and flushes it. `slice_frames` of them make
+ * one temporal slice (the config's temporal_patch_size). Decodes the file twice:
+ * once to count its frames. At most `max_frames` are taken. */
 bool media_push_video (const char *path, double fps, int64_t max_frames,
-    QomniVisionEncoder * encoder, GCancellable * cancellable, GError ** error);
+    int slice_frames, QomniVisionEncoder * encoder, GCancellable * cancellable,
+    GError ** error);
 
 /* A mono 16-bit WAV file that grows; the header is right after _close(). */
 typedef struct _MediaWav MediaWav;
