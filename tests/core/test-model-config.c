@@ -281,6 +281,68 @@ test_absent_keys (void)
   g_assert_cmpint (c->im_end, ==, -1);
 }
 
+/* The last levels then have no layer to be added to, and a Talker may listen
+ * to the last layer of all. */
+static void
+test_more_levels_than_layers (void)
+{
+  g_autoptr (JsonNode) root = load_tree ();
+  g_autoptr (GError) error = NULL;
+  g_autoptr (QomniConfig) c = NULL;
+
+  if (root == NULL)
+    return;
+  edit (root, "thinker_config.text_config", "num_hidden_layers", "2");
+  edit (root, "talker_config", "accept_hidden_layer", "2");
+  c = parse (root, &error);
+  g_assert_no_error (error);
+  g_assert_cmpint (c->text.n_layers, ==, 2);
+  g_assert_cmpint (c->vision.n_deepstack, ==, 3);
+  g_assert_cmpint (c->vision.deepstack_layer[2], ==, 2);
+  g_assert_cmpint (c->talker.accept_layer, ==, 2);
+}
+
+/* A window is of whole chunks of 100 frames. */
+static void
+test_audio_windows (void)
+{
+  static const struct
+  {
+    const char *frames;
+    int chunks;
+  } windows[] = { {"100", 1}, {"199", 1}, {"250", 2}, {"800", 8}, {"899", 8} };
+
+  for (size_t i = 0; i < G_N_ELEMENTS (windows); i++) {
+    g_autoptr (JsonNode) root = load_tree ();
+    g_autoptr (GError) error = NULL;
+    g_autoptr (QomniConfig) c = NULL;
+
+    if (root == NULL)
+      return;
+    edit (root, "thinker_config.audio_config", "n_window_infer",
+        windows[i].frames);
+    c = parse (root, &error);
+    g_assert_no_error (error);
+    g_assert_cmpint (c->audio.window_chunks, ==, windows[i].chunks);
+  }
+}
+
+/* Whatever hidden_size and heads are, which would make 8 here. */
+static void
+test_predictor_heads (void)
+{
+  g_autoptr (JsonNode) root = load_tree ();
+  g_autoptr (GError) error = NULL;
+  g_autoptr (QomniConfig) c = NULL;
+
+  if (root == NULL)
+    return;
+  edit (root, "talker_config.code_predictor_config", "head_dim", NULL);
+  c = parse (root, &error);
+  g_assert_no_error (error);
+  g_assert_cmpint (c->talker.predictor.head_dim, ==, 128);
+}
+
 static void
 test_dense_layers (void)
 {
@@ -448,6 +510,7 @@ static const Mutation mutations[] = {
   {TA, "output_dim", "47", BAD},
   {TA, "n_window", "100", OTHER},
   {TA, "n_window_infer", "0", BAD},
+  {TA, "n_window_infer", "99", BAD},
   {TA, "num_mel_bins", "0", BAD},
   {TA, "activation_function", "\"relu\"", OTHER},
 
@@ -749,6 +812,12 @@ main (int argc, char **argv)
   g_test_add_func ("/config/parts_may_be_left_out", test_parts_left_out);
   g_test_add_func ("/config/absent_keys_have_documented_values",
       test_absent_keys);
+  g_test_add_func ("/config/deepstack_may_have_more_levels_than_layers",
+      test_more_levels_than_layers);
+  g_test_add_func ("/config/audio_window_is_floored_to_chunks",
+      test_audio_windows);
+  g_test_add_func ("/config/predictor_heads_are_128_wide_unless_said",
+      test_predictor_heads);
   g_test_add_func ("/config/dense_layers_follow_step_and_list",
       test_dense_layers);
   g_test_add_func ("/config/talker_layers_all_have_experts",

@@ -192,11 +192,15 @@ push_message (Case * c, const QomniConfig * config, QomniThinker * t,
 {
   const char *role = json_object_get_string_member (message, "role");
   JsonNode *content = json_object_get_member (message, "content");
+  const bool is_user = strcmp (role, "user") == 0;
   GError *error = NULL;
 
-  if (strcmp (role, "user") != 0) {
-    qomni_thinker_push_history (t, strcmp (role, "system") == 0 ?
-        QOMNI_ROLE_SYSTEM : QOMNI_ROLE_ASSISTANT,
+  /* A user who says nothing opens no turn: that is history, too. */
+  if (!is_user || (JSON_NODE_HOLDS_VALUE (content)
+          && json_node_get_string (content)[0] == '\0')) {
+    qomni_thinker_push_history (t, is_user ? QOMNI_ROLE_USER
+        : strcmp (role, "system") == 0 ? QOMNI_ROLE_SYSTEM
+        : QOMNI_ROLE_ASSISTANT,
         JSON_NODE_HOLDS_VALUE (content) ? json_node_get_string (content) :
         json_object_get_string_member (json_array_get_object_element
             (json_node_get_array (content), 0), "text"), &error);
@@ -1012,6 +1016,56 @@ unusable_parts_are_refused_and_the_turn_goes_on (void)
   g_assert_cmpuint (h->tokens->len, ==, 4);
 }
 
+/* Three ids and the end's two for the user, three for the header. */
+static void
+empty_user_turn_is_answered (void)
+{
+  if (!have_model ())
+    return;
+
+  QomniThinkerParams params = default_params (4);
+  g_autoptr (QomniThinker) t = thinker_new (&params);
+  g_autoptr (Heard) h = heard_new ();
+  GError *error = NULL;
+
+  qomni_thinker_push_history (t, QOMNI_ROLE_USER, "", &error);
+  g_assert_no_error (error);
+  answer (t, h);
+  g_assert_cmpint (qomni_thinker_prompt_tokens (t), ==, 8);
+  g_assert_cmpuint (h->tokens->len, ==, 4);
+}
+
+/* As turns of five ids each. */
+static void
+empty_messages_of_the_history_are_kept (void)
+{
+  static const QomniRole roles[] = { QOMNI_ROLE_SYSTEM, QOMNI_ROLE_USER,
+    QOMNI_ROLE_ASSISTANT
+  };
+
+  if (!have_model ())
+    return;
+
+  QomniThinkerParams params = default_params (1);
+  int64_t before = 0;
+
+  for (size_t n = 0; n <= G_N_ELEMENTS (roles); n++) {
+    g_autoptr (QomniThinker) t = thinker_new (&params);
+    g_autoptr (Heard) h = heard_new ();
+    GError *error = NULL;
+
+    for (size_t i = 0; i < n; i++) {
+      qomni_thinker_push_history (t, roles[i], "", &error);
+      g_assert_no_error (error);
+    }
+    say (t, "Hello");
+    answer (t, h);
+    if (n > 0)
+      g_assert_cmpint (qomni_thinker_prompt_tokens (t), ==, before + 5);
+    before = qomni_thinker_prompt_tokens (t);
+  }
+}
+
 static void
 probe_holds_the_last_turn_alone (void)
 {
@@ -1110,6 +1164,8 @@ main (int argc, char **argv)
   ADD (overflowing_media_end_the_reply_and_the_conversation_goes_on);
   ADD (repeated_media_ids_of_a_reply_do_not_break_the_next_turn);
   ADD (unusable_parts_are_refused_and_the_turn_goes_on);
+  ADD (empty_user_turn_is_answered);
+  ADD (empty_messages_of_the_history_are_kept);
   ADD (probe_holds_the_last_turn_alone);
   ADD (speech_of_a_model_without_talker_is_refused_with_its_name);
 #undef ADD

@@ -7,7 +7,7 @@ with media, and what the Hugging Face reference (transformers 5.23.0, CPU, float
 See README.md beside this file for what every fixture covers and for the pinned versions.
 """
 
-import argparse, base64, json, math, os, subprocess, sys, tempfile, time, zlib
+import argparse, base64, json, math, os, random, subprocess, sys, tempfile, time, zlib
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -136,6 +136,11 @@ def write_tokenizer(out, spec):
     vocab, merges = train_bpe(spec["merges"])
     first = len(vocab)
     ids = {text: first + i for i, (text, _) in enumerate(ADDED_TOKENS)}
+    if spec.get("odd"):  # ids in no order at all, the added tokens anywhere among the others
+        tokens = list(vocab) + list(ids)
+        random.Random(spec["seed"]).shuffle(tokens)
+        vocab = {token: i for i, token in enumerate(tokens)}
+        ids = {text: vocab[text] for text in ids}
     with open(f"{out}/vocab.json", "w", encoding="utf-8") as f:
         json.dump(vocab, f, ensure_ascii=False)
     with open(f"{out}/merges.txt", "w", encoding="utf-8") as f:
@@ -158,7 +163,7 @@ def write_tokenizer(out, spec):
     for role in ("system", "user", "assistant"):
         ids[role] = vocab[role]
     ids["size"] = first + len(ADDED_TOKENS)
-    ids["first_added"] = first
+    ids["added"] = sorted(ids[text] for text, _ in ADDED_TOKENS)
     return ids
 
 
@@ -217,6 +222,22 @@ MODELS = {
         "audio": dict(layers=2, heads=2, ffn=32, d_model=16, n_window=50, infer=100, ds=4),
         "vision": dict(depth=4, hidden=16, heads=1, inter=24, npos=25, deepstack=[0, 1, 3]),
         "pixels": (3136, 12845056), "thinking": True,
+    },
+    "tiny-odd": {  # what a checkpoint may also be: see write_odd
+        "seed": 66, "merges": 200, "dialect": "v4", "dtype": "bf16", "shards": 1, "fused": True, "odd": True,
+        "eos_gain": 0.1, "codec_eos_gain": 0.1,
+        "text": dict(hidden=40, layers=2, heads=5, kv=1, head_dim=16, inter=48, moe_inter=24, experts=7, topk=3,
+                     mrope=[5, 2, 1], theta=200000, mlp_only=[], sparse_step=1, norm_topk=False),
+        "audio": dict(layers=2, heads=3, ffn=40, d_model=24, n_window=50, infer=250, ds=6),
+        "vision": dict(depth=5, hidden=24, heads=2, inter=32, npos=9, deepstack=[0, 2, 3]),
+        "talker": dict(accept=2, groups=3, hidden=32, layers=2, heads=4, kv=4, head_dim=12, inter=32, moe_inter=12,
+                       experts=4, topk=3, shared=16, vocab=1096, mrope=[3, 2, 1], theta=50000, norm_topk=True,
+                       ids=dict(pad=90, bos=83, eos=77, nothink=91, think_bos=80, think_eos=95),
+                       speakers=dict(aiden=130, ethan=99)),
+        "predictor": dict(layers=2, heads=3, kv=3, head_dim=10, inter=28, theta=10000),
+        "code2wav": dict(codebook=72, hidden=24, layers=1, heads=2, kv=1, inter=32, window=6, decoder=24, theta=5000,
+                         ratios=[3, 2], rates=[2]),
+        "pixels": (1024, 262144),
     },
 }
 
@@ -338,7 +359,8 @@ def config_v4(spec, tok):
         "hidden_size": c["hidden"], "num_hidden_layers": c["layers"], "num_attention_heads": c["heads"],
         "num_key_value_heads": c["kv"], "intermediate_size": c["inter"], "sliding_window": c["window"],
         "rope_theta": c["theta"], "rms_norm_eps": 1e-5, "hidden_act": "silu", "layer_scale_initial_scale": 0.01,
-        "upsampling_ratios": [2, 2], "upsample_rates": [8, 5, 4, 3], "decoder_dim": c["decoder"],
+        "upsampling_ratios": c.get("ratios", [2, 2]), "upsample_rates": c.get("rates", [8, 5, 4, 3]),
+        "decoder_dim": c["decoder"],
         "max_position_embeddings": 8000,
     }
     return config
@@ -420,7 +442,7 @@ def write_checkpoint(out, name, spec):
                 except (UnicodeDecodeError, AssertionError):
                     head[i] *= 0.4
         head[tok["size"]:] *= 0.1
-    head[tok["first_added"]: tok["size"]] *= 0.1
+    head[tok["added"]] *= 0.1
     head[tok["<|im_end|>"]] *= 10 * spec["eos_gain"]
     if not spec.get("raw_head"):
         head[tok["<think>"]] *= 9
@@ -446,7 +468,7 @@ def write_checkpoint(out, name, spec):
         vocoder.decoder[-1].register_forward_hook(lambda m, i, o: wave.append(o))
         vocoder(codes)
         scale = 2.0 ** round(math.log2(0.12 / float(wave[0].pow(2).mean().sqrt())))
-        last = "code2wav.decoder.6.conv.weight"
+        last = f"code2wav.decoder.{len(config.code2wav_config.upsample_rates) + 2}.conv.weight"
         tensors[last] = (tensors[last].float() * scale).to(tensors[last].dtype)
         tensors[last.replace("weight", "bias")].fill_(0.0625)
 
@@ -511,6 +533,28 @@ def write_checkpoint(out, name, spec):
     print(f"{name}: {len(keys)} tensors, {total / 1e6:.2f} MB", flush=True)
 
 
+def write_odd(out, plain):
+    """The checkpoint `plain` once more, as the reference cannot or need not read it: fused experts lie transposed, as
+    transformers 4.57.1 wrote them, the tokenizer is one file, and only that file knows the ids of its tokens."""
+    os.makedirs(out, exist_ok=True)
+    with safe_open(f"{plain}/model.safetensors", "pt") as s:
+        tensors = {k: s.get_tensor(k) for k in sorted(s.keys())}
+    for k, t in tensors.items():
+        if k.endswith((".experts.gate_up_proj", ".experts.down_proj")):
+            assert t.shape[1] != t.shape[2], f"{k}: a square cannot be told from its transpose"
+            tensors[k] = t.transpose(1, 2).contiguous()
+    save_file(tensors, f"{out}/model.safetensors", metadata={"format": "pt"})
+    os.chmod(f"{out}/model.safetensors", 0o644)
+    config = json.load(open(f"{plain}/config.json"))
+    for section in (config, config["thinker_config"], config["talker_config"]):
+        for k in [k for k in section if k.endswith("_token_id") and not k.startswith("codec_")]:
+            del section[k]
+    write_json(f"{out}/config.json", config)
+    for name in ("preprocessor_config.json", "generation_config.json"):
+        write_json(f"{out}/{name}", json.load(open(f"{plain}/{name}")))
+    Qwen2Tokenizer.from_pretrained(plain).backend_tokenizer.save(f"{out}/tokenizer.json")
+
+
 # ----------------------------------------------------------------------------------------------------------
 # media
 # ----------------------------------------------------------------------------------------------------------
@@ -565,7 +609,7 @@ def frames(n, w, h, seed):
 
 SOUNDS = {  # seconds, or samples when above 400
     "s071": 0.71, "s100": 1.0, "s101": 1.01, "s140": 16000 * 1 + 6400 + 75, "s800": 8.0, "s930": 9.3, "s1600": 16.0,
-    "s3100": 31.0, "s250": 2.5,
+    "s3100": 31.0, "s250": 2.5, "s260": 2.6,
 }
 IMAGES = {  # width, height, kind
     "i64x64": (64, 64, "RGB"), "i51x37": (51, 37, "RGB"), "i20x700": (20, 700, "RGB"), "irgba": (70, 45, "RGBA"),
@@ -1009,6 +1053,12 @@ CASES = {
                            use_audio_in_video=True, **SMALL),
         "three-turns": case(HISTORY, LEAN),
     },
+    "tiny-odd": {
+        "empty-turn": case([("user", ""), ("assistant", "You said nothing."), ("user", "Was it so?{v}")]),
+        "image": speech([I("i51x37"), T("Describe the picture.{v}")], want=forty),
+        "audio-and-video-sound": case([A("s260"), T("and"), V("v12av"), T("Do they fit?{v}")], max_tokens=16,
+                                      use_audio_in_video=True, **SMALL),
+    },
 }
 
 
@@ -1099,6 +1149,8 @@ def decodings(tok, count, seed):
     out = []
     for i in range(count):
         ids = [int(x) for x in r.randint(0, len(tok), r.randint(1, 14))]
+        if "\0" in tok.decode(ids):  # a C string cannot hold it: the engine gives U+FFFD
+            continue
         out.append({"ids": ids, "text": tok.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False),
                     "text_skip_special": tok.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)})
     return out
@@ -1115,7 +1167,9 @@ def dump_lines(path, head, key, rows):
 
 def write_tokenizer_fixtures(out):
     os.makedirs(f"{out}/tokenizer", exist_ok=True)
-    for name in MODELS:
+    for name, spec in MODELS.items():
+        if spec.get("odd"):
+            continue
         tok = Qwen2Tokenizer.from_pretrained(f"{out}/{name}")
         rows = encodings(tok)
         for r in rows:  # what went in must come out, up to NFC
@@ -1346,10 +1400,17 @@ def main():
         path = f"{args.out}/{name}"
         if args.tables:
             break
-        if not args.no_models:
-            write_checkpoint(path, name, spec)
         started = time.time()
-        ref = Reference(path, spec)
+        if spec.get("odd"):  # the reference reads the plain form
+            with tempfile.TemporaryDirectory() as plain:
+                write_checkpoint(plain, name, spec)
+                if not args.no_models:
+                    write_odd(path, plain)
+                ref = Reference(plain, spec)
+        else:
+            if not args.no_models:
+                write_checkpoint(path, name, spec)
+            ref = Reference(path, spec)
         for cname, c in CASES.get(name, {}).items():
             if args.case and cname not in args.case.split(","):
                 continue
