@@ -22,6 +22,7 @@
 
 #include "mel.h"
 #include "probe.h"
+#include "workspace.h"
 
 #define NORM_EPS 1e-5f          /* not in the config: torch's default */
 #define N_CONVS 3
@@ -95,8 +96,7 @@ struct _QomniAudioEncoder
   int32_t *order;               /* host: [channels, mel_rows, chunk_tokens] */
 
   /* In backend memory; rows: the tokens of a block. */
-  float *arena;
-  size_t arena_bytes;
+  QomniWorkspace work;
   float *pixels;                /* [n_mel, chunk_frames] */
   float *conv[N_CONVS];         /* [channels, n_mel / 2^i, frames / 2^i] */
   float *stem;                  /* [rows, stem_width] */
@@ -214,7 +214,6 @@ qomni_audio_tower_free (QomniAudioTower * self)
 
 /* --- making an encoder ---------------------------------------------------- */
 
-/* Lays all buffers of the forward pass into one allocation. */
 static bool
 alloc_buffers (QomniAudioEncoder * self, GError ** error)
 {
@@ -224,11 +223,7 @@ alloc_buffers (QomniAudioEncoder * self, GError ** error)
   const int64_t area = (int64_t) c->n_mel * c->chunk_frames;
   const int64_t area1 = half (c->n_mel) * half (c->chunk_frames);
   const int64_t area2 = half (half (c->n_mel)) * half (half (c->chunk_frames));
-  const struct
-  {
-    float **ret;
-    int64_t n, width;
-  } pieces[] = {
+  const QomniBuffer buffers[] = {
     {&self->pixels, 1, area},
     {&self->conv[0], c->conv_channels, area1},
     {&self->conv[1], c->conv_channels, area2},
@@ -243,27 +238,10 @@ alloc_buffers (QomniAudioEncoder * self, GError ** error)
     {&self->ffn, rows, c->ffn},
     {&self->y, rows, c->output_dim},
   };
-  size_t offset[G_N_ELEMENTS (pieces)];
-  size_t total = 0;
 
-  for (size_t i = 0; i < G_N_ELEMENTS (pieces); i++) {
-    size_t bytes;
-
-    offset[i] = total;
-    if (!qomni_size_mul3 ((size_t) pieces[i].n, (size_t) pieces[i].width,
-            sizeof (float), &bytes)
-        || !qomni_size_add (bytes, 63, &bytes)
-        || !qomni_size_add (total, bytes & ~(size_t) 63, &total))
-      return qomni_fail (error, QOMNI_ERROR_LIMIT,
-          "the audio encoder's buffers exceed the address space");
-  }
-  self->arena = self->backend->alloc (self->backend, total);
-  if (self->arena == NULL)
-    return qomni_fail (error, QOMNI_ERROR_MEMORY,
-        "no memory for %zu bytes of buffers of the audio encoder", total);
-  self->arena_bytes = total;
-  for (size_t i = 0; i < G_N_ELEMENTS (pieces); i++)
-    *pieces[i].ret = self->arena + offset[i] / sizeof (float);
+  if (!qomni_workspace_alloc (&self->work, self->backend, buffers,
+          G_N_ELEMENTS (buffers), "the audio encoder", error))
+    return false;
 
   /* order[] numbers the elements of the stem's rows of one chunk. */
   if (self->stem_width > INT32_MAX / tokens)
@@ -305,6 +283,19 @@ upload_sinusoids (QomniAudioEncoder * self, GError ** error)
   self->backend->upload (self->stream, self->sinusoids, table,
       (size_t) (n * width) * sizeof (float));
   return true;
+}
+
+/* After a fault the block may be tried again, on a new stream. */
+static bool
+check_fault (QomniAudioEncoder * self, GError ** error)
+{
+  const char *fault = self->backend->error (self->stream);
+
+  if (fault == NULL)
+    return true;
+  qomni_fail (error, QOMNI_ERROR_BACKEND, "audio encoder: %s", fault);
+  qomni_stream_replace (self->backend, &self->stream);
+  return false;
 }
 
 /* 0 seconds: what the config says. */
@@ -357,7 +348,8 @@ qomni_audio_encoder_new (QomniModel * model,
     qomni_fail (error, QOMNI_ERROR_MEMORY, "no memory for a stream of work");
     return NULL;
   }
-  if (!alloc_buffers (self, error) || !upload_sinusoids (self, error))
+  if (!alloc_buffers (self, error) || !upload_sinusoids (self, error)
+      || !check_fault (self, error))
     return NULL;
   return g_steal_pointer (&self);
 }
@@ -368,8 +360,7 @@ qomni_audio_encoder_free (QomniAudioEncoder * self)
   if (self == NULL)
     return;
   g_queue_clear_full (&self->blocks, g_free);
-  if (self->arena != NULL)
-    self->backend->release (self->backend, self->arena, self->arena_bytes);
+  qomni_workspace_clear (&self->work);
   if (self->stream != NULL)
     self->backend->stream_free (self->stream);
   qomni_mel_free (self->mel);
@@ -695,7 +686,6 @@ qomni_audio_encoder_pull (QomniAudioEncoder * self,
   const QomniAudioConfig *c = self->config;
   Block *b = g_queue_peek_head (&self->blocks);
   g_autoptr (QomniEmbeddings) e = NULL;
-  const char *fault;
   int64_t n;
 
   if (b == NULL || !b->ready)
@@ -706,11 +696,8 @@ qomni_audio_encoder_pull (QomniAudioEncoder * self,
     return NULL;
   self->backend->download (self->stream, e->data, self->y,
       (size_t) (n * c->output_dim) * sizeof (float));
-  fault = self->backend->error (self->stream);
-  if (fault != NULL) {
-    qomni_fail (error, QOMNI_ERROR_BACKEND, "audio encoder: %s", fault);
+  if (!check_fault (self, error))
     return NULL;
-  }
   e->clip = b->clip;
   e->last = b->last;
   e->start = b->first_frame * FRAME_NS;

@@ -15,6 +15,7 @@
 
 #include "positions.h"
 #include "sampler.h"
+#include "workspace.h"
 
 /* The first step has two rows, every other one. */
 #define FIRST_ROWS 2
@@ -61,9 +62,9 @@ struct _QomniCodePredictor
   QomniDecoderState *state;
   QomniSampler *sampler;
 
-  float *x;                     /* backend: [FIRST_ROWS, width], [vocab_size] */
-  float *logits;                /* within x */
-  size_t bytes;                 /* of x */
+  QomniWorkspace work;
+  float *x;                     /* backend: [FIRST_ROWS, width] */
+  float *logits;                /* backend: [vocab_size] */
 
   float *table;                 /* [n_residual + 1, 2, head_dim/2] */
   int64_t table_row;            /* floats in one row of it */
@@ -79,7 +80,10 @@ qomni_code_predictor_new (const QomniCodePredictorWeights * weights,
   g_autoptr (QomniCodePredictor) self = g_new0 (QomniCodePredictor, 1);
   g_autofree float *positions = NULL;
   int64_t rows = weights->n_residual + 1;
-  size_t n;
+  const QomniBuffer buffers[] = {
+    { &self->x, FIRST_ROWS, c->hidden_size },
+    { &self->logits, 1, c->vocab_size },
+  };
 
   self->w = weights;
   self->width = c->hidden_size;
@@ -96,16 +100,15 @@ qomni_code_predictor_new (const QomniCodePredictorWeights * weights,
   if (self->sampler == NULL)
     return NULL;
 
-  n = (size_t) (FIRST_ROWS * self->width + self->vocab_size);
-  self->bytes = n * sizeof (float);
-  self->x = backend->alloc (backend, self->bytes);
   self->host_logits = g_try_new (float, self->vocab_size);
-  if (self->x == NULL || self->host_logits == NULL) {
-    qomni_fail (error, QOMNI_ERROR_MEMORY,
-        "%zu bytes for the code predictor's rows", self->bytes);
+  if (self->host_logits == NULL) {
+    qomni_fail (error, QOMNI_ERROR_MEMORY, "no memory for %" G_GINT64_FORMAT
+        " logits", self->vocab_size);
     return NULL;
   }
-  self->logits = self->x + FIRST_ROWS * self->width;
+  if (!qomni_workspace_alloc (&self->work, backend, buffers,
+          G_N_ELEMENTS (buffers), "the code predictor", error))
+    return NULL;
 
   self->table_row = c->head_dim;        /* 2 * head_dim / 2 */
   self->table = g_new (float, rows * self->table_row);
@@ -121,8 +124,7 @@ qomni_code_predictor_free (QomniCodePredictor * self)
 {
   if (self == NULL)
     return;
-  if (self->x != NULL)
-    self->backend->release (self->backend, self->x, self->bytes);
+  qomni_workspace_clear (&self->work);
   qomni_decoder_state_free (self->state);
   qomni_sampler_free (self->sampler);
   g_free (self->host_logits);
@@ -131,11 +133,13 @@ qomni_code_predictor_free (QomniCodePredictor * self)
 }
 
 /* Logits of head `group` for the last of the n rows of x, to the host. */
-static void
-predict (QomniCodePredictor * self, int64_t position, int64_t n, int group)
+static bool
+predict (QomniCodePredictor * self, int64_t position, int64_t n, int group,
+    GError ** error)
 {
   QkStream *s = qomni_decoder_state_stream (self->state);
   float *last = self->x + (n - 1) * self->width;
+  const char *fault;
 
   qomni_decoder_forward (self->w->decoder, self->state, self->x, n,
       self->table + position * self->table_row, NULL, NULL);
@@ -144,6 +148,11 @@ predict (QomniCodePredictor * self, int64_t position, int64_t n, int group)
       QK_ACT_NONE, false);
   self->backend->download (s, self->host_logits, self->logits,
       (size_t) self->vocab_size * sizeof (float));
+  fault = self->backend->error (s);
+  if (fault != NULL)
+    return qomni_fail (error, QOMNI_ERROR_BACKEND, "code predictor: %s",
+        fault);
+  return true;
 }
 
 bool
@@ -151,12 +160,13 @@ qomni_code_predictor_run (QomniCodePredictor * self, const float *z,
     const QkTensor * first, int32_t * codes, GError ** error)
 {
   const QomniCodePredictorWeights *w = self->w;
-  QkStream *s = qomni_decoder_state_stream (self->state);
+  QkStream *s;
   int64_t position = 0;
-  const char *fault;
 
   /* Room for one frame was reserved when the state was made. */
+  qomni_decoder_state_recover (self->state);
   qomni_decoder_state_truncate (self->state, 0);
+  s = qomni_decoder_state_stream (self->state);
   qomni_sampler_reset (self->sampler);
 
   self->backend->copy (s, self->x, z,
@@ -167,7 +177,8 @@ qomni_code_predictor_run (QomniCodePredictor * self, const float *z,
 
     if (g > 0)
       s->ops->embed (s, self->x, &w->embedding[g - 1], &codes[g], 1, false);
-    predict (self, position, n, g);
+    if (!predict (self, position, n, g, error))
+      return false;
     position += n;
     codes[g + 1] =
         qomni_sampler_draw (self->sampler, self->host_logits, error);
@@ -176,9 +187,5 @@ qomni_code_predictor_run (QomniCodePredictor * self, const float *z,
       return false;
     }
   }
-  fault = self->backend->error (s);
-  if (fault != NULL)
-    return qomni_fail (error, QOMNI_ERROR_BACKEND, "code predictor: %s",
-        fault);
   return true;
 }

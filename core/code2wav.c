@@ -29,6 +29,7 @@
 
 #include "decoder.h"
 #include "positions.h"
+#include "workspace.h"
 
 /* Frames computed at once: enough to share the reading of the weights, few
  * enough for the buffers to stay near the cache (8 frames: 6 MB each). */
@@ -264,12 +265,6 @@ qomni_code2wav_weights_free (QomniCode2WavWeights * self)
 
 /* --- decoder -------------------------------------------------------------- */
 
-/* Offsets, in floats, into the one piece of backend memory. */
-typedef struct
-{
-  size_t history, constants, a, b, t, inner, total;
-} Layout;
-
 struct _QomniCode2Wav
 {
   QomniModel *model;
@@ -284,8 +279,7 @@ struct _QomniCode2Wav
   int64_t n_frames;
   bool started[MAX_STAGES];
 
-  float *memory;                /* backend, laid out as Layout */
-  size_t bytes;
+  QomniWorkspace work;          /* the following, in backend memory */
   float *history;               /* [n_history] */
   float *constants;             /* [n_constants]: a, b of every snake */
   float *a, *b;                 /* row 0 of the buffers that stages swap */
@@ -298,61 +292,43 @@ struct _QomniCode2Wav
   float *samples;               /* host, [max_frames * samples_per_frame] */
 };
 
-/* Raises `most` to rows * width; false when that is too much to count. */
+/* Limits of the config keep rows * width below 2^41 here: at most 2^23 rows of
+ * a group, each of at most 4 * 65536 values. */
 static bool
-at_least (size_t *most, int64_t rows, int64_t width)
+allocate (QomniCode2Wav * self, GError ** error)
 {
-  size_t n;
-
-  if (!qomni_size_mul ((size_t) rows, (size_t) width, &n))
-    return false;
-  *most = MAX (*most, n);
-  return true;
-}
-
-static bool
-take (Layout * l, size_t *ret_offset, size_t n)
-{
-  /* every part begins on a multiple of 64 bytes */
-  size_t rest = l->total % 16;
-
-  if (rest > 0 && !qomni_size_add (l->total, 16 - rest, &l->total))
-    return false;
-  *ret_offset = l->total;
-  return qomni_size_add (l->total, n, &l->total);
-}
-
-static bool
-lay_out (Layout * l, const QomniCode2WavWeights * w,
-    const QomniCode2WavConfig * c)
-{
-  int64_t width = c->pre.hidden_size;
-  int64_t rows = GROUP_FRAMES;
-  size_t rows_size = 0, inner_size = 0, front = (size_t) w->max_front;
-  size_t buffer = 0;
-  bool ok = at_least (&rows_size, rows, width);
+  const QomniCode2WavWeights *w = self->w;
+  const QomniCode2WavConfig *c = self->config;
+  const int64_t width = c->pre.hidden_size;
+  /* row 0 stays aligned behind the front */
+  const int64_t front = (w->max_front + 15) / 16 * 16;
+  int64_t rows = GROUP_FRAMES, most = rows * width, inner = 0;
 
   for (int i = 0; i < c->n_upsample; i++) {
     rows *= c->upsample_ratio[i];
-    ok = ok && at_least (&rows_size, rows, width)
-        && at_least (&inner_size, rows, 4 * width);
+    most = MAX (most, rows * width);
+    inner = MAX (inner, rows * 4 * width);
   }
-  ok = ok && at_least (&rows_size, rows, c->decoder_dim);
+  most = MAX (most, rows * c->decoder_dim);
   for (int b = 0; b < c->n_blocks; b++) {
     rows *= c->upsample_rate[b];
-    ok = ok && at_least (&rows_size, rows, block_channels (c, b + 1));
+    most = MAX (most, rows * block_channels (c, b + 1));
   }
-  *l = (Layout) { 0 };
-  /* row 0 stays aligned behind the front */
-  front = (front + 15) / 16 * 16;
-  ok = ok && qomni_size_add (rows_size, front, &buffer)
-      && take (l, &l->history, (size_t) w->n_history)
-      && take (l, &l->constants, (size_t) w->n_constants)
-      && take (l, &l->a, buffer) && take (l, &l->b, buffer)
-      && take (l, &l->t, rows_size) && take (l, &l->inner, inner_size);
-  l->a += front;
-  l->b += front;
-  return ok;
+
+  const QomniBuffer buffers[] = {
+    { &self->history, 1, w->n_history },
+    { &self->constants, 1, w->n_constants },
+    { &self->a, 1, front + most },
+    { &self->b, 1, front + most },
+    { &self->t, 1, most },
+    { &self->inner, 1, inner },
+  };
+  if (!qomni_workspace_alloc (&self->work, self->backend, buffers,
+          G_N_ELEMENTS (buffers), "Code2Wav", error))
+    return false;
+  self->a += front;
+  self->b += front;
+  return true;
 }
 
 /* a = e^alpha, b = 1 / (e^beta + 1e-9), as the reference forms them. */
@@ -375,7 +351,8 @@ upload_constants (QomniCode2Wav * self, GError ** error)
   g_autofree float *constants = g_try_new (float, n);
 
   if (constants == NULL)
-    return qomni_fail (error, QOMNI_ERROR_MEMORY, "%zu snake constants", n);
+    return qomni_fail (error, QOMNI_ERROR_MEMORY,
+        "no memory for %zu snake constants", n);
   for (int b = 0; b < w->n_blocks; b++) {
     fill_constants (constants, &w->blocks[b].act);
     for (int k = 0; k < N_UNITS; k++) {
@@ -389,13 +366,23 @@ upload_constants (QomniCode2Wav * self, GError ** error)
   return true;
 }
 
+static bool
+check_backend (QomniCode2Wav * self, GError ** error)
+{
+  const char *fault =
+      self->backend->error (qomni_decoder_state_stream (self->state));
+
+  if (fault != NULL)
+    return qomni_fail (error, QOMNI_ERROR_BACKEND, "Code2Wav: %s", fault);
+  return true;
+}
+
 QomniCode2Wav *
 qomni_code2wav_new (QomniModel * model, int max_frames,
     GCancellable * cancellable, GError ** error)
 {
   const QomniCode2WavConfig *c = &qomni_model_config (model)->code2wav;
   g_autoptr (QomniCode2Wav) self = NULL;
-  Layout l;
   size_t n_samples;
 
   if (max_frames < 1) {
@@ -419,31 +406,19 @@ qomni_code2wav_new (QomniModel * model, int max_frames,
   if (self->state == NULL)
     return NULL;
 
-  if (!lay_out (&l, self->w, c)
-      || !qomni_size_mul (l.total, sizeof (float), &self->bytes)
-      || !qomni_size_mul ((size_t) max_frames, (size_t) c->samples_per_frame,
+  if (!qomni_size_mul ((size_t) max_frames, (size_t) c->samples_per_frame,
           &n_samples)) {
     qomni_fail (error, QOMNI_ERROR_LIMIT,
         "%d codec frames of %" G_GINT64_FORMAT " samples are too many for one "
         "push", max_frames, c->samples_per_frame);
     return NULL;
   }
-  self->memory = self->backend->alloc (self->backend, self->bytes);
-  if (self->memory == NULL) {
-    qomni_fail (error, QOMNI_ERROR_MEMORY, "%zu bytes for Code2Wav's rows",
-        self->bytes);
+  if (!allocate (self, error))
     return NULL;
-  }
-  self->history = self->memory + l.history;
-  self->constants = self->memory + l.constants;
-  self->a = self->memory + l.a;
-  self->b = self->memory + l.b;
-  self->t = self->memory + l.t;
-  self->inner = self->memory + l.inner;
-
   self->samples = g_try_new (float, n_samples);
   if (self->samples == NULL) {
-    qomni_fail (error, QOMNI_ERROR_MEMORY, "%zu samples of %d codec frames",
+    qomni_fail (error, QOMNI_ERROR_MEMORY,
+        "no memory for %zu samples of %d codec frames",
         n_samples, max_frames);
     return NULL;
   }
@@ -451,7 +426,7 @@ qomni_code2wav_new (QomniModel * model, int max_frames,
   self->positions = g_new (float, 3 * GROUP_FRAMES);
   self->table = g_new (float, c->pre.head_dim * GROUP_FRAMES);
 
-  if (!upload_constants (self, error))
+  if (!upload_constants (self, error) || !check_backend (self, error))
     return NULL;
   qomni_code2wav_reset (self);
   return g_steal_pointer (&self);
@@ -462,8 +437,7 @@ qomni_code2wav_free (QomniCode2Wav * self)
 {
   if (self == NULL)
     return;
-  if (self->memory != NULL)
-    self->backend->release (self->backend, self->memory, self->bytes);
+  qomni_workspace_clear (&self->work);
   qomni_decoder_state_free (self->state);
   g_free (self->ids);
   g_free (self->positions);
@@ -478,6 +452,7 @@ qomni_code2wav_reset (QomniCode2Wav * self)
 {
   self->n_frames = 0;
   memset (self->started, 0, sizeof self->started);
+  qomni_decoder_state_recover (self->state);
   qomni_decoder_state_truncate (self->state, 0);
   self->backend->zero (qomni_decoder_state_stream (self->state),
       self->history, (size_t) self->w->n_history * sizeof (float));
@@ -679,9 +654,7 @@ qomni_code2wav_push (QomniCode2Wav * self, const int32_t * codes,
     int n_frames, const float **ret_samples, size_t *ret_n_samples,
     GError ** error)
 {
-  QkStream *s = qomni_decoder_state_stream (self->state);
   int64_t n_samples = 0;
-  const char *fault;
 
   if (!check_codes (self, codes, n_frames, error))
     return false;
@@ -696,10 +669,9 @@ qomni_code2wav_push (QomniCode2Wav * self, const int32_t * codes,
         self->samples + n_samples);
   }
 
-  fault = self->backend->error (s);
-  if (fault != NULL) {
+  if (!check_backend (self, error)) {
     qomni_code2wav_reset (self);
-    return qomni_fail (error, QOMNI_ERROR_BACKEND, "Code2Wav: %s", fault);
+    return false;
   }
   /* Clamped here and not by an op, so that a NaN is seen before. */
   for (int64_t i = 0; i < n_samples; i++) {

@@ -17,6 +17,8 @@
 
 #include <math.h>
 
+#include "workspace.h"
+
 typedef struct
 {
   float *input_norm;            /* [width] */
@@ -62,8 +64,7 @@ struct _QomniDecoderState
   int64_t length;               /* rows seen */
   int64_t fill;                 /* rows held */
 
-  float *arena;
-  size_t arena_bytes;
+  QomniWorkspace work;
   float *a;                     /* [max_rows, width] normed rows */
   float *y;                     /* [max_rows, width] before a layer scale */
   float *q, *att;               /* [max_rows, q_width] */
@@ -251,15 +252,12 @@ grow (QomniDecoderState * s, int64_t capacity, GError ** error)
   return true;
 }
 
-/* Cuts the step buffers out of one allocation; with arena NULL it only counts
- * the floats. */
 static bool
-lay_out (QomniDecoderState * s, size_t * ret_floats)
+allocate (QomniDecoderState * s, GError ** error)
 {
   const QomniDecoder *d = s->decoder;
   const QomniDecoderConfig *c = &d->config;
   int64_t inner = 0, scaled = 0;
-  size_t used = 0;
 
   for (int i = 0; i < c->n_layers; i++) {
     if (d->layers[i].dense)
@@ -268,34 +266,22 @@ lay_out (QomniDecoderState * s, size_t * ret_floats)
       scaled = c->hidden_size;
   }
 
-  struct
-  {
-    float **place;
-    int64_t width;
-  } const parts[] = {
-    { &s->a, c->hidden_size },
-    { &s->y, scaled },
-    { &s->q, d->q_width },
-    { &s->att, d->q_width },
-    { &s->gate, inner },
-    { &s->up, inner },
-    { &s->table, c->head_dim },
+  const QomniBuffer buffers[] = {
+    { &s->a, s->max_rows, c->hidden_size },
+    { &s->y, s->max_rows, scaled },
+    { &s->q, s->max_rows, d->q_width },
+    { &s->att, s->max_rows, d->q_width },
+    { &s->gate, s->max_rows, inner },
+    { &s->up, s->max_rows, inner },
+    { &s->table, s->max_rows, c->head_dim },
   };
 
-  for (size_t i = 0; i < G_N_ELEMENTS (parts); i++) {
-    size_t floats;
-
-    if (s->arena != NULL)
-      *parts[i].place = s->arena + used;
-    /* Rounded up to 64 bytes, the alignment of the allocation. */
-    if (!qomni_size_mul ((size_t) s->max_rows, (size_t) parts[i].width,
-            &floats)
-        || !qomni_size_add (floats, 15, &floats)
-        || !qomni_size_add (used, floats & ~(size_t) 15, &used))
-      return false;
-  }
-  *ret_floats = used;
-  return true;
+  s->stream = s->backend->stream_new (s->backend);
+  if (s->stream == NULL)
+    return qomni_fail (error, QOMNI_ERROR_MEMORY,
+        "no memory for a stream of work");
+  return qomni_workspace_alloc (&s->work, s->backend, buffers,
+      G_N_ELEMENTS (buffers), "decoder layers", error);
 }
 
 QomniDecoderState *
@@ -304,36 +290,19 @@ qomni_decoder_state_new (const QomniDecoder * decoder, QkBackend * backend,
 {
   QomniDecoderState *s = g_new0 (QomniDecoderState, 1);
   const int64_t window = decoder->config.sliding_window;
-  size_t floats;
 
   s->decoder = decoder;
   s->backend = backend;
   s->max_rows = max_rows;
   s->caches = g_new0 (Cache, decoder->config.n_layers);
 
-  if (!lay_out (s, &floats)
-      || !qomni_size_mul (floats, sizeof (float), &s->arena_bytes)) {
-    qomni_fail (error, QOMNI_ERROR_MEMORY,
-        "steps of %" G_GINT64_FORMAT " rows are too large", max_rows);
-    goto fail;
-  }
-  s->stream = backend->stream_new (backend);
-  s->arena = backend->alloc (backend, s->arena_bytes);
-  if (s->stream == NULL || s->arena == NULL) {
-    qomni_fail (error, QOMNI_ERROR_MEMORY,
-        "no memory for %zu bytes of step buffers", s->arena_bytes);
-    goto fail;
-  }
-  lay_out (s, &floats);
-
   /* Twice the window, so that it is moved down once per `window` rows. */
-  if (window > 0 && !grow (s, 2 * window + max_rows, error))
-    goto fail;
+  if (!allocate (s, error)
+      || (window > 0 && !grow (s, 2 * window + max_rows, error))) {
+    qomni_decoder_state_free (s);
+    return NULL;
+  }
   return s;
-
-fail:
-  qomni_decoder_state_free (s);
-  return NULL;
 }
 
 void
@@ -346,8 +315,7 @@ qomni_decoder_state_free (QomniDecoderState * self)
       self->backend->release (self->backend, self->caches[i].data,
           self->caches[i].bytes);
   g_free (self->caches);
-  if (self->arena != NULL)
-    self->backend->release (self->backend, self->arena, self->arena_bytes);
+  qomni_workspace_clear (&self->work);
   if (self->stream != NULL)
     self->backend->stream_free (self->stream);
   g_free (self);
@@ -357,6 +325,13 @@ QkStream *
 qomni_decoder_state_stream (QomniDecoderState * self)
 {
   return self->stream;
+}
+
+void
+qomni_decoder_state_recover (QomniDecoderState * self)
+{
+  if (self->backend->error (self->stream) != NULL)
+    qomni_stream_replace (self->backend, &self->stream);
 }
 
 int64_t

@@ -36,6 +36,9 @@ QomniDecoderState *qomni_decoder_state_new (const QomniDecoder * decoder,
 void qomni_decoder_state_free (QomniDecoderState * self);
 
 QkStream *qomni_decoder_state_stream (QomniDecoderState * self);
+/* After a fault: a new stream, if the present one has a fault. Rows that were
+ * complete before it are still good; the caller truncates to those. */
+void qomni_decoder_state_recover (QomniDecoderState * self);
 int64_t qomni_decoder_state_length (const QomniDecoderState * self);
 /* Room for `n` more rows; call before the forward that needs it. A stack with a
  * sliding window always has room. After an error the state is as before. */

@@ -16,8 +16,8 @@
 
 /* More than any context holds; keeps the sizes of a list small. */
 #define MAX_IDS ((int64_t) 1 << 26)
-/* Text between two markers, in bytes. */
-#define MAX_RUN_BYTES ((size_t) 1 << 26)
+/* A text and the header before it. */
+#define MAX_RUN_BYTES (QOMNI_MAX_TEXT_BYTES + 64)
 
 struct _QomniPrompt
 {

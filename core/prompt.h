@@ -27,6 +27,9 @@ typedef enum
 
 typedef struct _QomniPrompt QomniPrompt;
 
+/* Of one text; parts that follow each other may not have more together. */
+#define QOMNI_MAX_TEXT_BYTES ((size_t) 1 << 26)
+
 QomniPrompt *qomni_prompt_new (const QomniConfig * config,
     const QomniTokenizer * tokenizer);
 void qomni_prompt_free (QomniPrompt * self);

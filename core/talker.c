@@ -28,6 +28,7 @@
 #include "positions.h"
 #include "probe.h"
 #include "sampler.h"
+#include "workspace.h"
 
 #define CHUNK_ROWS 64           /* of one prefill step */
 #define HEADER_ROWS 3           /* <|im_start|>assistant\n */
@@ -204,8 +205,7 @@ struct _QomniTalker
   int32_t *recent;              /* [MAX_CYCLE, n_groups] */
   int run[MAX_CYCLE + 1];
 
-  float *memory;                /* backend */
-  size_t bytes;
+  QomniWorkspace work;          /* the following, in backend memory */
   float *x;                     /* [CHUNK_ROWS, width] */
   float *projected;             /* [CHUNK_ROWS, width] */
   float *in;                    /* [CHUNK_ROWS, thinker_width] */
@@ -228,32 +228,21 @@ row_bytes (int64_t n, int64_t width)
   return (size_t) (n * width) * sizeof (float);
 }
 
-/* One piece of backend memory, cut up. The sizes are products of two checked
- * config values each and cannot overflow. */
 static bool
 allocate (QomniTalker * self, GError ** error)
 {
   const QomniTalkerConfig *c = &self->config->talker;
   const int64_t width = c->text.hidden_size;
-  const struct
-  {
-    float **place;
-    int64_t n;
-  } parts[] = {
-    { &self->x, CHUNK_ROWS * width },
-    { &self->projected, CHUNK_ROWS * width },
-    { &self->in, CHUNK_ROWS * c->thinker_width },
-    { &self->inner, CHUNK_ROWS * c->text.intermediate_size },
-    { &self->marks, N_MARKS * width },
-    { &self->z, width },
-    { &self->logits, c->text.vocab_size },
+  const QomniBuffer buffers[] = {
+    { &self->x, CHUNK_ROWS, width },
+    { &self->projected, CHUNK_ROWS, width },
+    { &self->in, CHUNK_ROWS, c->thinker_width },
+    { &self->inner, CHUNK_ROWS, c->text.intermediate_size },
+    { &self->marks, N_MARKS, width },
+    { &self->z, 1, width },
+    { &self->logits, 1, c->text.vocab_size },
   };
-  size_t n = 0;
 
-  for (size_t i = 0; i < G_N_ELEMENTS (parts); i++)
-    n += (size_t) (parts[i].n + 15) / 16 * 16;
-  self->bytes = n * sizeof (float);
-  self->memory = self->backend->alloc (self->backend, self->bytes);
   self->host_rows = g_try_new (float,
       CHUNK_ROWS * MAX (c->thinker_width, width));
   self->host_logits = g_try_new (float, c->text.vocab_size);
@@ -262,18 +251,12 @@ allocate (QomniTalker * self, GError ** error)
       * (size_t) c->n_groups);
   self->last = g_try_new (int32_t, c->n_groups);
   self->recent = g_try_new (int32_t, MAX_CYCLE * c->n_groups);
-  if (self->memory == NULL || self->host_rows == NULL
-      || self->host_logits == NULL || self->table == NULL
-      || self->codes == NULL || self->last == NULL || self->recent == NULL)
-    return qomni_fail (error, QOMNI_ERROR_MEMORY,
-        "no memory for %zu bytes of the Talker's rows", self->bytes);
-
-  n = 0;
-  for (size_t i = 0; i < G_N_ELEMENTS (parts); i++) {
-    *parts[i].place = self->memory + n;
-    n += (size_t) (parts[i].n + 15) / 16 * 16;
-  }
-  return true;
+  if (self->host_rows == NULL || self->host_logits == NULL
+      || self->table == NULL || self->codes == NULL || self->last == NULL
+      || self->recent == NULL)
+    return qomni_fail (error, QOMNI_ERROR_MEMORY, "no memory for a Talker");
+  return qomni_workspace_alloc (&self->work, self->backend, buffers,
+      G_N_ELEMENTS (buffers), "the Talker", error);
 }
 
 /* y [n, width] = projection of in [n, thinker_width] */
@@ -287,6 +270,17 @@ project (QomniTalker * self, const Projection * p, float *y, const float *in,
       false);
   s->ops->matmul (s, y, self->inner, n, &p->fc2, p->bias2, QK_ACT_NONE,
       false);
+}
+
+static bool
+check_backend (QomniTalker * self, GError ** error)
+{
+  const char *fault =
+      self->backend->error (qomni_decoder_state_stream (self->state));
+
+  if (fault != NULL)
+    return qomni_fail (error, QOMNI_ERROR_BACKEND, "Talker: %s", fault);
+  return true;
 }
 
 static bool
@@ -357,6 +351,8 @@ qomni_talker_new (QomniModel * model, const QomniTalkerParams * params,
       || !allocate (self, error))
     return NULL;
   project (self, &self->w->text, self->marks, self->w->marks, N_MARKS);
+  if (!check_backend (self, error))
+    return NULL;
   return g_steal_pointer (&self);
 }
 
@@ -374,8 +370,7 @@ qomni_talker_free (QomniTalker * self)
     return;
   clear_queue (self);
   qomni_embeddings_unref (self->header);
-  if (self->memory != NULL)
-    self->backend->release (self->backend, self->memory, self->bytes);
+  qomni_workspace_clear (&self->work);
   qomni_code2wav_free (self->code2wav);
   qomni_code_predictor_free (self->predictor);
   qomni_sampler_free (self->sampler);
@@ -513,17 +508,6 @@ drop_head (QomniTalker * self)
 }
 
 /* --- the transformer ------------------------------------------------------ */
-
-static bool
-check_backend (QomniTalker * self, GError ** error)
-{
-  const char *fault =
-      self->backend->error (qomni_decoder_state_stream (self->state));
-
-  if (fault != NULL)
-    return qomni_fail (error, QOMNI_ERROR_BACKEND, "Talker: %s", fault);
-  return true;
-}
 
 /* Notes x [n, width], the Talker's input, and keeps what is prompt. */
 static void
@@ -997,6 +981,8 @@ qomni_talker_step (QomniTalker * self, QomniTalkerStep * ret,
   if (step (self, ret, cancellable, error))
     return true;
   *ret = (QomniTalkerStep) {.state = QOMNI_TALKER_WAIT };
+  /* The rows of the prompt were checked when they were computed. */
+  qomni_decoder_state_recover (self->state);
   qomni_talker_cancel (self);
   return false;
 }

@@ -22,6 +22,7 @@
 
 #include "decoder.h"
 #include "probe.h"
+#include "workspace.h"
 
 /* Rows of one forward pass of a prompt; it can be cancelled between two. */
 #define MAX_ROWS 64
@@ -43,11 +44,10 @@ typedef struct
   bool heard;
 } CachedRow;
 
-/* Step buffers in backend memory, one allocation. */
+/* Step buffers in backend memory. */
 typedef struct
 {
-  float *data;
-  size_t bytes;
+  QomniWorkspace work;
   float *x;                     /* [MAX_ROWS, width] */
   float *normed;                /* [MAX_ROWS, width] */
   float *media;                 /* [n_levels, MAX_ROWS, width] */
@@ -124,55 +124,20 @@ ensure_state (QomniThinkerContext * self, GError ** error)
   return self->state != NULL;
 }
 
-/* Cuts the step buffers out of one allocation; with `data` NULL it only counts
- * the floats. */
-static bool
-lay_out (QomniThinkerContext * self, size_t * ret_floats)
-{
-  Buffers *b = &self->dev;
-  struct
-  {
-    float **place;
-    size_t rows, width;
-  } const parts[] = {
-    { &b->x, MAX_ROWS, (size_t) self->width },
-    { &b->normed, MAX_ROWS, (size_t) self->width },
-    { &b->media, (size_t) self->n_levels * MAX_ROWS, (size_t) self->width },
-    { &b->logits, 1, (size_t) self->vocab },
-  };
-  size_t used = 0;
-
-  for (size_t i = 0; i < G_N_ELEMENTS (parts); i++) {
-    size_t floats;
-
-    if (b->data != NULL)
-      *parts[i].place = b->data + used;
-    /* Rounded up to 64 bytes, the alignment of the allocation. */
-    if (!qomni_size_mul (parts[i].rows, parts[i].width, &floats)
-        || !qomni_size_add (floats, 15, &floats)
-        || !qomni_size_add (used, floats & ~(size_t) 15, &used))
-      return false;
-  }
-  *ret_floats = used;
-  return true;
-}
-
 static bool
 allocate (QomniThinkerContext * self, GError ** error)
 {
   const size_t rows = MAX_ROWS, width = (size_t) self->width;
-  size_t floats;
+  const QomniBuffer buffers[] = {
+    { &self->dev.x, MAX_ROWS, self->width },
+    { &self->dev.normed, MAX_ROWS, self->width },
+    { &self->dev.media, self->n_levels * MAX_ROWS, self->width },
+    { &self->dev.logits, 1, self->vocab },
+  };
 
-  if (!lay_out (self, &floats)
-      || !qomni_size_mul (floats, sizeof (float), &self->dev.bytes))
-    return qomni_fail (error, QOMNI_ERROR_MEMORY,
-        "step buffers of the Thinker are too large");
-  self->dev.data = self->backend->alloc (self->backend, self->dev.bytes);
-  if (self->dev.data == NULL)
-    return qomni_fail (error, QOMNI_ERROR_MEMORY,
-        "no memory for %zu bytes of step buffers", self->dev.bytes);
-  lay_out (self, &floats);
-
+  if (!qomni_workspace_alloc (&self->dev.work, self->backend, buffers,
+          G_N_ELEMENTS (buffers), "the Thinker", error))
+    return false;
   self->table = g_try_new (float, rows * (size_t) self->config->text.head_dim);
   self->staging = g_try_new (float, rows * width);
   self->logits = g_try_new (float, self->vocab);
@@ -215,8 +180,7 @@ qomni_thinker_context_free (QomniThinkerContext * self)
   if (self == NULL)
     return;
   qomni_decoder_state_free (self->state);
-  if (self->dev.data != NULL)
-    self->backend->release (self->backend, self->dev.data, self->dev.bytes);
+  qomni_workspace_clear (&self->dev.work);
   g_free (self->table);
   g_free (self->staging);
   g_free (self->logits);

@@ -174,8 +174,13 @@ open_turn (QomniTimeline * self)
 static bool
 check_text (const char *text, GError ** error)
 {
+  const size_t n = strlen (text);
   const char *end;
 
+  /* Here already, or each layout from now on would fail. */
+  if (n > QOMNI_MAX_TEXT_BYTES)
+    return qomni_fail (error, QOMNI_ERROR_LIMIT,
+        "a text of %zu bytes, at most %zu", n, QOMNI_MAX_TEXT_BYTES);
   if (!g_utf8_validate (text, -1, &end))
     return qomni_fail (error, QOMNI_ERROR_INPUT,
         "the text is not UTF-8 from byte %zu on", (size_t) (end - text));

@@ -22,6 +22,7 @@
 #include <string.h>
 
 #include "probe.h"
+#include "workspace.h"
 
 #define NORM_EPS 1e-6f          /* of all norms; not in the config */
 #define ROPE_THETA 10000.0      /* not in the config */
@@ -113,8 +114,7 @@ struct _QomniVisionEncoder
   float *rows;                  /* host: [rows_at_once, width] */
 
   /* In backend memory; rows: patches of a slice. */
-  float *arena;
-  size_t arena_bytes;
+  QomniWorkspace work;
   float *pixels;                /* [rows_at_once, patch_width] */
   float *rope;                  /* [rows, 2, head_dim / 2] */
   float *x, *xn;                /* [rows, width] */
@@ -304,9 +304,7 @@ qomni_vision_encoder_new (QomniModel * model,
 static void
 free_buffers (QomniVisionEncoder * self)
 {
-  if (self->arena != NULL)
-    self->backend->release (self->backend, self->arena, self->arena_bytes);
-  self->arena = NULL;
+  qomni_workspace_clear (&self->work);
   g_clear_pointer (&self->patches, g_free);
   g_clear_pointer (&self->rows, g_free);
   g_clear_pointer (&self->merged, g_free);
@@ -559,57 +557,45 @@ prepare_grid (QomniVisionEncoder * self, int64_t grid_h, int64_t grid_w,
   const QomniVisionConfig *c = self->config;
   const int64_t n = grid_h * grid_w, area = merge_area (c);
   const int64_t part = MIN (n, (ROWS_AT_ONCE + area - 1) / area * area);
-  const struct
-  {
-    float **ret;
-    int64_t n, width;
-    bool on_host;
-  } pieces[] = {
-    {&self->patches, part, self->patch_width, true},
-    {&self->rows, part, c->width, true},
-    {&self->merged, n / area, c->output_dim, true},
-    {&self->pixels, part, self->patch_width, false},
-    {&self->rope, n, c->width / c->n_heads, false},
-    {&self->x, n, c->width, false},
-    {&self->xn, n, c->width, false},
-    {&self->q, n, c->width, false},
-    {&self->k, n, c->width, false},
-    {&self->v, n, c->width, false},
-    {&self->ffn, part, c->ffn, false},
-    {&self->y, n / area, c->output_dim, false},
+  const QomniBuffer on_host[] = {
+    {&self->patches, part, self->patch_width},
+    {&self->rows, part, c->width},
+    {&self->merged, n / area, c->output_dim},
   };
-  size_t offset[G_N_ELEMENTS (pieces)];
-  size_t total = 0;
+  const QomniBuffer buffers[] = {
+    {&self->pixels, part, self->patch_width},
+    {&self->rope, n, c->width / c->n_heads},
+    {&self->x, n, c->width},
+    {&self->xn, n, c->width},
+    {&self->q, n, c->width},
+    {&self->k, n, c->width},
+    {&self->v, n, c->width},
+    {&self->ffn, part, c->ffn},
+    {&self->y, n / area, c->output_dim},
+  };
 
   if (self->grid_h == grid_h && self->grid_w == grid_w)
     return true;
   free_buffers (self);
-  for (size_t i = 0; i < G_N_ELEMENTS (pieces); i++) {
+  for (size_t i = 0; i < G_N_ELEMENTS (on_host); i++) {
     size_t bytes;
 
-    offset[i] = total;
-    if (!qomni_size_mul3 ((size_t) pieces[i].n, (size_t) pieces[i].width,
+    if (!qomni_size_mul3 ((size_t) on_host[i].rows, (size_t) on_host[i].width,
             sizeof (float), &bytes)
-        || !qomni_size_add (bytes, 63, &bytes)
-        || (!pieces[i].on_host
-            && !qomni_size_add (total, bytes & ~(size_t) 63, &total)))
-      return qomni_fail (error, QOMNI_ERROR_LIMIT,
-          "a picture of %" G_GINT64_FORMAT "x%" G_GINT64_FORMAT " patches is "
-          "too large", grid_w, grid_h);
-    if (pieces[i].on_host && (*pieces[i].ret = g_try_malloc (bytes)) == NULL)
-      return qomni_fail (error, QOMNI_ERROR_MEMORY,
+        || (*on_host[i].place = g_try_malloc (bytes)) == NULL) {
+      qomni_fail (error, QOMNI_ERROR_MEMORY,
           "no memory for a picture of %" G_GINT64_FORMAT "x%" G_GINT64_FORMAT
           " patches", grid_w, grid_h);
+      free_buffers (self);
+      return false;
+    }
   }
-  self->arena = self->backend->alloc (self->backend, total);
-  if (self->arena == NULL)
-    return qomni_fail (error, QOMNI_ERROR_MEMORY,
-        "no memory for %zu bytes of buffers for a picture of %" G_GINT64_FORMAT
-        "x%" G_GINT64_FORMAT " patches", total, grid_w, grid_h);
-  self->arena_bytes = total;
-  for (size_t i = 0; i < G_N_ELEMENTS (pieces); i++) {
-    if (!pieces[i].on_host)
-      *pieces[i].ret = self->arena + offset[i] / sizeof (float);
+  if (!qomni_workspace_alloc (&self->work, self->backend, buffers,
+          G_N_ELEMENTS (buffers), "the vision encoder", error)) {
+    g_prefix_error (error, "a picture of %" G_GINT64_FORMAT "x%"
+        G_GINT64_FORMAT " patches: ", grid_w, grid_h);
+    free_buffers (self);
+    return false;
   }
   self->rows_at_once = part;
   self->grid_h = grid_h;
@@ -831,15 +817,20 @@ forward (QomniVisionEncoder * self, Slice * s, QomniEmbeddings * e,
   return true;
 }
 
-/* Faults of the backend and values that are no numbers. */
+/* Faults of the backend and values that are no numbers. After a fault the slice
+ * may be tried again, on a new stream and with buffers filled anew. */
 static bool
 check_result (QomniVisionEncoder * self, const Slice * s,
     const QomniEmbeddings * e, GError ** error)
 {
   const char *fault = self->backend->error (self->stream);
 
-  if (fault != NULL)
-    return qomni_fail (error, QOMNI_ERROR_BACKEND, "vision encoder: %s", fault);
+  if (fault != NULL) {
+    qomni_fail (error, QOMNI_ERROR_BACKEND, "vision encoder: %s", fault);
+    qomni_stream_replace (self->backend, &self->stream);
+    free_buffers (self);
+    return false;
+  }
   for (int64_t i = 0; i < e->n_tokens * e->n_levels * e->width; i++) {
     int level = (int) (i / e->width % e->n_levels);
 

@@ -318,6 +318,10 @@ media_push_video (const char *path, double fps, int64_t max_frames,
     return false;
   n = qomni_sample_frames (total, video_fps, fps, max_frames, &wanted,
       &taken_fps);
+  if (n == 0)
+    return qomni_fail (error, QOMNI_ERROR_MEMORY,
+        "no memory to choose from the %" G_GINT64_FORMAT " frames of '%s'",
+        total, path);
 
   if (!qomni_vision_encoder_begin (encoder, QOMNI_MODALITY_VIDEO,
           slice_frames / taken_fps, error)
@@ -394,7 +398,8 @@ media_wav_open (const char *path, int rate, GError ** error)
   g_object_set (file, "location", path, "async", FALSE, "sync", FALSE, NULL);
   if (gst_element_set_state (self->pipeline, GST_STATE_PLAYING)
       == GST_STATE_CHANGE_FAILURE) {
-    wav_check (self, error);
+    if (wav_check (self, error))
+      qomni_fail (error, QOMNI_ERROR_OPEN, "cannot write '%s'", path);
     media_wav_free (self);
     return NULL;
   }

@@ -1067,6 +1067,29 @@ empty_messages_of_the_history_are_kept (void)
 }
 
 static void
+endless_text_is_refused_and_the_turn_goes_on (void)
+{
+  if (!have_model ())
+    return;
+
+  QomniThinkerParams params = default_params (1);
+  g_autoptr (QomniThinker) t = thinker_new (&params);
+  g_autoptr (Heard) h = heard_new ();
+  g_autofree char *text = g_strnfill (QOMNI_MAX_TEXT_BYTES + 1, 'a');
+  GError *error = NULL;
+
+  g_assert_false (qomni_thinker_push_text (t, text, &error));
+  g_assert_error (error, QOMNI_ERROR, QOMNI_ERROR_LIMIT);
+  g_clear_error (&error);
+  g_assert_false (qomni_thinker_push_history (t, QOMNI_ROLE_USER, text,
+          &error));
+  g_assert_error (error, QOMNI_ERROR, QOMNI_ERROR_LIMIT);
+  g_clear_error (&error);
+  say (t, "Hello");
+  answer (t, h);
+}
+
+static void
 probe_holds_the_last_turn_alone (void)
 {
   if (!have_model ())
@@ -1166,6 +1189,7 @@ main (int argc, char **argv)
   ADD (unusable_parts_are_refused_and_the_turn_goes_on);
   ADD (empty_user_turn_is_answered);
   ADD (empty_messages_of_the_history_are_kept);
+  ADD (endless_text_is_refused_and_the_turn_goes_on);
   ADD (probe_holds_the_last_turn_alone);
   ADD (speech_of_a_model_without_talker_is_refused_with_its_name);
 #undef ADD
