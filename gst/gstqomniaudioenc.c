@@ -242,6 +242,14 @@ gst_qomni_audio_enc_take (GstQomniEncoder * encoder, GstBuffer * buffer)
   g_autoptr (GError) error = NULL;
   gboolean ok;
 
+  if (gst_buffer_get_size (buffer) < (gsize) bpf) {
+    gst_buffer_unref (buffer);
+    return GST_FLOW_OK;
+  }
+  /* Clipping believes a duration, and cuts more than there is when it is wrong;
+   * without one it counts samples. */
+  buffer = gst_buffer_make_writable (buffer);
+  GST_BUFFER_DURATION (buffer) = GST_CLOCK_TIME_NONE;
   buffer = gst_audio_buffer_clip (buffer, &GST_BASE_TRANSFORM (self)->segment,
       RATE, bpf);
   if (buffer == NULL) {

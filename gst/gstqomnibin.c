@@ -2,7 +2,8 @@
  *
  * qomnibin: the elements of a conversation, plugged together.
  *
- *   audio_%u -> audioconvert ! audioresample ! queue ! qomniaudioenc -.
+ *   audio_%u -> capsfilter ! audioconvert ! audioresample ! queue
+ *                                                   ! qomniaudioenc -.
  *   video_%u -> videoconvert ! queue ! qomnivisionenc ----------------+-> thinker
  *   text_%u  ---------------------------------------------------------'    |  |
  *   text   <---------------------------------------------------------------'  |
@@ -51,7 +52,10 @@
 GST_DEBUG_CATEGORY_STATIC (gst_qomni_bin_debug);
 #define GST_CAT_DEFAULT gst_qomni_bin_debug
 
-#define MAX_CHAIN 4
+#define MAX_CHAIN 5
+/* audioresample's tables grow with the rate: at 2^31 - 1 they are 266 GB, and
+ * GLib ends the process. */
+#define MAX_AUDIO_RATE 768000
 /* Sound waits here while the weights load: 16 kHz mono, a few bytes of memory;
  * long enough for a recording whose pictures are decoded first. */
 #define AUDIO_QUEUE_BYTES (64 << 20)
@@ -344,6 +348,18 @@ remove_child (GstQomniBin * self, GstElement * child)
   gst_bin_remove (GST_BIN (self), child);
 }
 
+/* Lets go of a thread that waits somewhere in the chain: from the thinker,
+ * which may have all it can hold, to the queue, which may be full. */
+static void
+stop_chain (Chain * chain)
+{
+  gst_pad_set_active (chain->thinker_pad, FALSE);
+  for (guint i = chain->n_elements; i > 0; i--) {
+    gst_element_set_locked_state (chain->elements[i - 1], TRUE);
+    gst_element_set_state (chain->elements[i - 1], GST_STATE_NULL);
+  }
+}
+
 static void
 remove_chain (GstQomniBin * self, Chain * chain)
 {
@@ -359,8 +375,9 @@ static gboolean
 fill_chain (GstQomniBin * self, Chain * chain, gboolean audio, guint index)
 {
   static const gchar *const audio_names[][2] = {
-    {"audioconvert", "audioconvert"}, {"audioresample", "audioresample"},
-    {"queue", "audioqueue"}, {"qomniaudioenc", "audioenc"},
+    {"capsfilter", "audiocaps"}, {"audioconvert", "audioconvert"},
+    {"audioresample", "audioresample"}, {"queue", "audioqueue"},
+    {"qomniaudioenc", "audioenc"},
   };
   static const gchar *const video_names[][2] = {
     {"videoconvert", "videoconvert"}, {"queue", "videoqueue"},
@@ -387,6 +404,12 @@ fill_chain (GstQomniBin * self, Chain * chain, gboolean audio, guint index)
       "max-size-buffers", audio ? 0 : 16,
       "max-size-bytes", audio ? AUDIO_QUEUE_BYTES : 0, NULL);
   hand_down (self, encoder, audio ? ON_AUDIO : ON_VISION);
+  if (audio) {
+    g_autoptr (GstCaps) caps = gst_caps_new_simple ("audio/x-raw",
+        "rate", GST_TYPE_INT_RANGE, 1, MAX_AUDIO_RATE, NULL);
+
+    g_object_set (chain->elements[0], "caps", caps, NULL);
+  }
 
   for (guint i = 0; i + 1 < n; i++)
     if (!gst_element_link (chain->elements[i], chain->elements[i + 1]))
@@ -575,6 +598,8 @@ gst_qomni_bin_release_pad (GstElement * element, GstPad * pad)
   if (chain == NULL)
     return;
 
+  /* Before the ghost, which waits for the thread that is in it. */
+  stop_chain (chain);
   gst_pad_set_active (pad, FALSE);
   gst_ghost_pad_set_target (GST_GHOST_PAD (pad), NULL);
   gst_element_remove_pad (element, pad);

@@ -287,11 +287,12 @@ push_heads (GstQomniTalker * self, guint heads)
 static gboolean
 note_flow (GstQomniTalker * self, GstFlowReturn ret)
 {
-  gboolean fatal;
+  gboolean fatal, over;
 
   if (ret == GST_FLOW_FLUSHING)
     return FALSE;
   g_mutex_lock (&self->lock);
+  over = ret == GST_FLOW_EOS && self->flow == GST_FLOW_OK;
   fatal = ret < GST_FLOW_EOS && self->flow == GST_FLOW_OK;
   if (self->flow != GST_FLOW_ERROR)
     self->flow = ret;
@@ -300,6 +301,9 @@ note_flow (GstQomniTalker * self, GstFlowReturn ret)
 
   if (fatal)
     GST_ELEMENT_FLOW_ERROR (self, ret);
+  /* A sink that has enough ends with an EOS, like behind any source. */
+  if (over)
+    gst_pad_push_event (self->srcpad, gst_event_new_eos ());
   return ret == GST_FLOW_OK;
 }
 
@@ -437,17 +441,20 @@ is_dropped (GstQomniTalker * self, const Item * item)
   return dropped;
 }
 
-static void
+/* FALSE when a flush or an interrupt came before the Talker was there. */
+static gboolean
 handle_rows (GstQomniTalker * self, Item * item, GCancellable * cancellable)
 {
   g_autoptr (GError) error = NULL;
 
   if (is_dropped (self, item))
-    return;
+    return TRUE;
   if (!ensure_talker (self, cancellable, &error)) {
+    if (g_cancellable_is_cancelled (cancellable))
+      return FALSE;
     if (error != NULL)
       report_failure (self, error);
-    return;
+    return TRUE;
   }
   if (item->rows->rows_kind == QOMNI_ROWS_PROMPT)
     update_voice (self);
@@ -455,9 +462,10 @@ handle_rows (GstQomniTalker * self, Item * item, GCancellable * cancellable)
     begin_reply (self, item->time);
   if (!qomni_talker_push (self->talker, item->rows, &error)) {
     report_failure (self, error);
-    return;
+    return TRUE;
   }
   speak (self, cancellable);
+  return TRUE;
 }
 
 /* After a flush or an interrupt: the reply of before is over. */
@@ -478,7 +486,7 @@ gst_qomni_talker_loop (GstPad * pad)
   GstQomniTalker *self = GST_QOMNI_TALKER (GST_PAD_PARENT (pad));
   g_autoptr (GCancellable) cancellable = NULL;
   g_autoptr (Item) item = NULL;
-  gboolean restart_time;
+  gboolean restart_time, handled = TRUE;
   guint64 epoch;
   guint heads;
 
@@ -510,9 +518,12 @@ gst_qomni_talker_loop (GstPad * pad)
   else if (item->rows == NULL)
     gst_pad_push_event (pad, gst_event_new_eos ());
   else
-    handle_rows (self, item, cancellable);
+    handled = handle_rows (self, item, cancellable);
 
   g_mutex_lock (&self->lock);
+  /* They are sent only once. */
+  if (!handled && item->rows->rows_kind == QOMNI_ROWS_PROMPT)
+    g_queue_push_head (&self->items, g_steal_pointer (&item));
   self->busy = FALSE;
   g_cond_broadcast (&self->cond);
   g_mutex_unlock (&self->lock);
@@ -627,7 +638,11 @@ append (GstQomniTalker * self, Item * item)
       && !self->stopping && self->flow == GST_FLOW_OK)
     g_cond_wait (&self->cond, &self->lock);
   ret = self->flushing || self->stopping ? GST_FLOW_FLUSHING : self->flow;
-  if (ret == GST_FLOW_OK || (item->rows == NULL && ret != GST_FLOW_FLUSHING)) {
+  /* The end is the end, and a pad that is linked later speaks the turns from
+   * then on, for which it needs the user's rows of all. */
+  if (ret == GST_FLOW_OK || (item->rows == NULL && ret != GST_FLOW_FLUSHING)
+      || (ret == GST_FLOW_NOT_LINKED
+          && item->rows->rows_kind == QOMNI_ROWS_PROMPT)) {
     g_queue_push_tail (&self->items, g_steal_pointer (&item));
     g_cond_broadcast (&self->cond);
   }

@@ -213,6 +213,7 @@ struct _GstQomniThinkerPad
 
   /* lock */
   gboolean active, flushing, eos, idle;
+  guint n_flushes;              /* whose FLUSH_STOP has not come */
   gboolean started;             /* there was a segment */
   GQueue blocks;                /* Block */
   guint n_marks;                /* among them */
@@ -713,31 +714,6 @@ is_finished (GstQomniThinker * self, const Settings * settings)
 
 /* --- output queues -------------------------------------------------------- */
 
-/* Appends (full). Buffers of an epoch that is over are dropped; the worker
- * waits while the queue is full. TRUE when it was appended. */
-static gboolean
-queue_item (GstQomniThinker * self, Source * source, gpointer item,
-    guint64 epoch)
-{
-  gboolean queued = FALSE;
-
-  g_mutex_lock (&self->lock);
-  while (source->pad != NULL && !source->dead && source->items.length
-      >= MAX_ITEMS && !self->stopping && epoch == self->epoch)
-    g_cond_wait (&self->cond, &self->lock);
-  if (source->pad != NULL && !source->dead && !self->stopping
-      && epoch == self->epoch) {
-    g_queue_push_tail (&source->items, item);
-    g_cond_broadcast (&self->cond);
-    queued = TRUE;
-  }
-  g_mutex_unlock (&self->lock);
-
-  if (!queued)
-    gst_mini_object_unref (item);
-  return queued;
-}
-
 /* The rows of the user's turn are what the Talker's prompt is made of, and are
  * sent only once; a cancelled reply must not take them away. */
 static gboolean
@@ -751,6 +727,33 @@ is_prompt_rows (gpointer item)
   return meta != NULL
       && g_strcmp0 (gst_structure_get_string (gst_custom_meta_get_structure
           (meta), "rows"), "prompt") == 0;
+}
+
+/* Appends (full). Buffers of an epoch that is over are dropped, but for the
+ * rows of a user's turn; the worker waits while the queue is full. TRUE when it
+ * was appended. */
+static gboolean
+queue_item (GstQomniThinker * self, Source * source, gpointer item,
+    guint64 epoch)
+{
+  const gboolean lasting = is_prompt_rows (item);
+  gboolean queued = FALSE;
+
+  g_mutex_lock (&self->lock);
+  while (source->pad != NULL && !source->dead && source->items.length
+      >= MAX_ITEMS && !self->stopping && epoch == self->epoch)
+    g_cond_wait (&self->cond, &self->lock);
+  if (source->pad != NULL && !source->dead && !self->stopping
+      && (lasting || epoch == self->epoch)) {
+    g_queue_push_tail (&source->items, item);
+    g_cond_broadcast (&self->cond);
+    queued = TRUE;
+  }
+  g_mutex_unlock (&self->lock);
+
+  if (!queued)
+    gst_mini_object_unref (item);
+  return queued;
 }
 
 /* Drops what waits, under the lock. */
@@ -863,8 +866,9 @@ wait_for_work (GstQomniThinker * self, Source * source)
 static void
 note_flow (GstQomniThinker * self, Source * source, GstFlowReturn ret)
 {
+  g_autoptr (GCancellable) useless = NULL;
   GstFlowReturn combined;
-  gboolean fatal = FALSE;
+  gboolean fatal = FALSE, over = FALSE;
 
   g_mutex_lock (&self->lock);
   combined = gst_flow_combiner_update_pad_flow (self->combiner, source->pad,
@@ -875,14 +879,22 @@ note_flow (GstQomniThinker * self, Source * source, GstFlowReturn ret)
     self->flow = combined;
   if (ret == GST_FLOW_EOS || ret < GST_FLOW_EOS) {
     fatal = ret != GST_FLOW_EOS && !source->dead;
+    over = ret == GST_FLOW_EOS && !source->dead;
     source->dead = TRUE;
     clear_items (source);
     g_cond_broadcast (&self->cond);
   }
+  if (self->flow != GST_FLOW_OK)
+    useless = g_object_ref (self->cancellable);
   g_mutex_unlock (&self->lock);
 
+  if (useless != NULL)
+    g_cancellable_cancel (useless);     /* nobody takes the rest of the reply */
   if (fatal)
     GST_ELEMENT_FLOW_ERROR (self, ret);
+  /* A sink that has enough ends with an EOS, like behind any source. */
+  if (over)
+    gst_pad_push_event (source->pad, gst_event_new_eos ());
 }
 
 static void
@@ -1184,8 +1196,12 @@ report_failure (GstQomniThinker * self, const GError * error)
 
 static void
 finish_reply (GstQomniThinker * self, const Turn * turn,
-    const Settings * settings, const Reply * reply, gboolean ok)
+    const Settings * settings, const Reply * reply, const GError * error)
 {
+  const gboolean ok = error == NULL;
+  const gchar *reason = ok ? qomni_finish_name (reply->finish) :
+      g_error_matches (error, G_IO_ERROR, G_IO_ERROR_CANCELLED) ? "cancelled" :
+      "error";
   const gint64 now = g_get_monotonic_time ();
   const gint64 tokens = qomni_thinker_reply_tokens (self->thinker);
   const gint64 prompt_tokens = qomni_thinker_prompt_tokens (self->thinker);
@@ -1213,8 +1229,7 @@ finish_reply (GstQomniThinker * self, const Turn * turn,
       "ttft", G_TYPE_UINT64, ttft,
       "duration", G_TYPE_UINT64,
       (GstClockTime) (now - reply->begin) * GST_USECOND,
-      "finish-reason", G_TYPE_STRING,
-      ok ? qomni_finish_name (reply->finish) : "cancelled", NULL);
+      "finish-reason", G_TYPE_STRING, reason, NULL);
   if (GST_CLOCK_TIME_IS_VALID (turn->evidence_start))
     gst_structure_set (s,
         "evidence-start", G_TYPE_UINT64, turn->evidence_start,
@@ -1231,7 +1246,7 @@ answer (GstQomniThinker * self, QomniModel * model, Turn * turn,
   QomniSampling sampling;
   Reply reply = {.text = NULL };
   GstClockTime start;
-  gboolean reset, ok;
+  gboolean reset;
 
   if (!ensure_thinker (self, model, settings, &error)) {
     report_failure (self, error);
@@ -1266,17 +1281,17 @@ answer (GstQomniThinker * self, QomniModel * model, Turn * turn,
   if (!push_turn (self, turn, settings, &error)) {
     qomni_thinker_drop_turn (self->thinker);
     report_failure (self, error);
-    return;
   }
   if (turn->parts->len == 0)
     return;                     /* history only */
 
   reply.text = g_string_new (NULL);
-  ok = run_reply (self, turn, settings, &reply, cancellable, &error);
-  if (ok)
-    self->n_failures = 0;
-  else
-    report_failure (self, error);
+  if (error == NULL) {
+    if (run_reply (self, turn, settings, &reply, cancellable, &error))
+      self->n_failures = 0;
+    else
+      report_failure (self, error);
+  }
   if (reply.open_rows)
     emit_end (self, turn);
   if (!reply.any_text) {
@@ -1286,7 +1301,7 @@ answer (GstQomniThinker * self, QomniModel * model, Turn * turn,
     queue_item (self, &self->text, gst_event_new_gap (start,
             GST_CLOCK_TIME_NONE), turn->epoch);
   }
-  finish_reply (self, turn, settings, &reply, ok);
+  finish_reply (self, turn, settings, &reply, error);
   g_string_free (reply.text, TRUE);
 }
 
@@ -1346,8 +1361,9 @@ worker_thread (gpointer user_data)
 
 /* --- cancelling ----------------------------------------------------------- */
 
-/* Ends the reply of the moment and drops what it left behind; under the lock. */
-static void
+/* Ends the reply of the moment and drops what it left behind; under the lock.
+ * The caller cancels what is returned without it, as cancelling calls back. */
+static GCancellable *
 cancel_reply (GstQomniThinker * self, gboolean eos_too)
 {
   self->epoch++;
@@ -1356,18 +1372,7 @@ cancel_reply (GstQomniThinker * self, gboolean eos_too)
   if (eos_too)
     self->eos_sent = FALSE;
   g_cond_broadcast (&self->cond);
-}
-
-/* Cancelling calls back; not under the lock. */
-static void
-cancel_now (GstQomniThinker * self)
-{
-  g_autoptr (GCancellable) cancellable = NULL;
-
-  g_mutex_lock (&self->lock);
-  cancellable = g_object_ref (self->cancellable);
-  g_mutex_unlock (&self->lock);
-  g_cancellable_cancel (cancellable);
+  return g_object_ref (self->cancellable);
 }
 
 /* The pad of a source with a reference, or NULL. */
@@ -1385,43 +1390,49 @@ ref_pad (GstQomniThinker * self, Source * source)
 static void
 interrupt (GstQomniThinker * self, guint64 turn_id, const gchar * reason)
 {
+  g_auto (Settings) settings = {.prompt = NULL };
+  g_autoptr (GCancellable) cancellable = NULL;
   g_autoptr (GstPad) hidden = NULL;
+  Turn turn = {.evidence_end = GST_CLOCK_TIME_NONE };
   gboolean speaking;
   guint64 current;
 
+  copy_settings (self, &settings);
   g_mutex_lock (&self->lock);
   current = self->turn_id;
   /* The talker may be busy with a reply that has been written already. */
   speaking = current > 0 && current <= turn_id && (self->replying
       || self->hidden.pad != NULL || self->text.items.length > 0);
   if (speaking)
-    cancel_reply (self, FALSE);
+    cancellable = cancel_reply (self, FALSE);
+  turn.id = current;
+  turn.end = self->text.position;
   g_mutex_unlock (&self->lock);
   if (!speaking)
     return;
 
   GST_INFO_OBJECT (self, "turn %" G_GUINT64_FORMAT " interrupted: %s", current,
       GST_STR_NULL (reason));
-  cancel_now (self);
+  g_cancellable_cancel (cancellable);
   hidden = ref_pad (self, &self->hidden);
   if (hidden != NULL)
     gst_pad_push_event (hidden, gst_qomni_event_new_interrupt (FALSE, current,
             reason));
-  gst_element_post_message (GST_ELEMENT (self),
-      gst_message_new_element (GST_OBJECT (self),
-          gst_structure_new ("qomni/interrupted",
-              "turn-id", G_TYPE_UINT64, current,
-              "reason", G_TYPE_STRING, reason, NULL)));
+  post_turn_message (self, &settings, &turn,
+      gst_structure_new ("qomni/interrupted",
+          "reason", G_TYPE_STRING, reason, NULL));
 }
 
 static void
 flush_start (GstQomniThinker * self, GstQomniThinkerPad * pad)
 {
+  g_autoptr (GCancellable) cancellable = NULL;
   g_autoptr (GstPad) text = NULL, hidden = NULL;
   gboolean first;
 
   g_mutex_lock (&self->lock);
   pad->flushing = TRUE;
+  pad->n_flushes++;
   pad_clear_blocks (pad);
   for (GList * l = self->texts.head; l != NULL;) {
     GList *next = l->next;
@@ -1434,13 +1445,13 @@ flush_start (GstQomniThinker * self, GstQomniThinkerPad * pad)
   }
   first = self->n_flushing++ == 0;
   if (first)
-    cancel_reply (self, TRUE);
+    cancellable = cancel_reply (self, TRUE);
   g_cond_broadcast (&self->cond);
   g_mutex_unlock (&self->lock);
   if (!first)
     return;
 
-  cancel_now (self);
+  g_cancellable_cancel (cancellable);
   text = ref_pad (self, &self->text);
   hidden = ref_pad (self, &self->hidden);
   gst_pad_push_event (text, gst_event_new_flush_start ());
@@ -1454,14 +1465,15 @@ flush_stop (GstQomniThinker * self, GstQomniThinkerPad * pad,
 {
   g_autoptr (GstPad) text = NULL, hidden = NULL;
   g_auto (Settings) settings = {.prompt = NULL };
-  gboolean last;
+  gboolean stray, last;
 
   copy_settings (self, &settings);
   text = ref_pad (self, &self->text);
   hidden = ref_pad (self, &self->hidden);
 
   g_mutex_lock (&self->lock);
-  last = self->n_flushing == 1;
+  stray = pad->n_flushes == 0;  /* it belongs to no flush of ours */
+  last = !stray && self->n_flushing == 1;
   /* Nothing from before may come after: wait for pushes that are on their way,
    * which downstream lets go of at once. */
   while (last && !self->stopping && (self->text.pushing
@@ -1476,13 +1488,15 @@ flush_stop (GstQomniThinker * self, GstQomniThinkerPad * pad,
   }
 
   g_mutex_lock (&self->lock);
-  pad->flushing = FALSE;
+  if (pad->n_flushes > 0) {
+    pad->n_flushes--;
+    self->n_flushing--;
+  }
+  pad->flushing = pad->n_flushes > 0 || !pad->active;
   pad->eos = FALSE;
   pad->in_clip = FALSE;
   pad->position = GST_CLOCK_TIME_NONE;
   gst_segment_init (&pad->segment, GST_FORMAT_UNDEFINED);
-  if (self->n_flushing > 0)
-    self->n_flushing--;
   if (last) {
     self->text.heads |= HEAD_SEGMENT | HEAD_GAP;
     self->hidden.heads |= HEAD_SEGMENT | HEAD_GAP;
@@ -1873,17 +1887,16 @@ sink_activate_mode (GstPad * gstpad, GstObject * parent, GstPadMode mode,
   if (mode != GST_PAD_MODE_PUSH)
     return FALSE;
   g_mutex_lock (&self->lock);
-  if (pad->flushing && pad->active && !active && self->n_flushing > 0)
-    self->n_flushing--;         /* its FLUSH_STOP will not come */
+  self->n_flushing -= pad->n_flushes;   /* their FLUSH_STOPs will not come */
+  pad->n_flushes = 0;
   pad->active = active;
   pad->flushing = !active;
   pad->eos = pad->started = FALSE;
-  pad->in_clip = FALSE;
   pad->position = GST_CLOCK_TIME_NONE;
   pad_clear_blocks (pad);
   if (active) {
     gst_segment_init (&pad->segment, GST_FORMAT_UNDEFINED);
-    pad->refused = FALSE;
+    pad->refused = pad->in_clip = FALSE;
   }
   g_cond_broadcast (&self->cond);
   g_mutex_unlock (&self->lock);
@@ -2069,8 +2082,17 @@ static void
 gst_qomni_thinker_release_pad (GstElement * element, GstPad * pad)
 {
   GstQomniThinker *self = GST_QOMNI_THINKER (element);
+  gboolean flushing = FALSE;
 
   gst_object_ref (pad);
+  if (GST_PAD_IS_SINK (pad)) {
+    g_mutex_lock (&self->lock);
+    flushing = GST_QOMNI_THINKER_PAD (pad)->n_flushes > 0;
+    g_mutex_unlock (&self->lock);
+  }
+  /* Downstream heard of a flush whose end will not come. */
+  if (flushing)
+    gst_pad_send_event (pad, gst_event_new_flush_stop (FALSE));
   gst_pad_set_active (pad, FALSE);
   g_mutex_lock (&self->lock);
   if (pad == self->hidden.pad) {
@@ -2145,10 +2167,11 @@ gst_qomni_thinker_reset (GstQomniThinker * self, gboolean keep_system_prompt)
     GST_OBJECT_UNLOCK (self);
     g_object_notify (G_OBJECT (self), "system-prompt");
   }
-  interrupt (self, G_MAXUINT64, "reset");
+  /* First, so that a turn that begins meanwhile begins anew. */
   g_mutex_lock (&self->lock);
   self->reset_requested = TRUE;
   g_mutex_unlock (&self->lock);
+  interrupt (self, G_MAXUINT64, "reset");
 }
 
 /* --- states --------------------------------------------------------------- */
@@ -2191,13 +2214,16 @@ start_worker (GstQomniThinker * self)
 static void
 signal_stop (GstQomniThinker * self)
 {
+  g_autoptr (GCancellable) cancellable = NULL;
+
   g_mutex_lock (&self->lock);
   self->stopping = TRUE;
   self->epoch++;
+  cancellable = g_object_ref (self->cancellable);
   g_cond_broadcast (&self->cond);
   g_mutex_unlock (&self->lock);
   g_cancellable_cancel (self->stop);
-  cancel_now (self);
+  g_cancellable_cancel (cancellable);
   gst_qomni_client_cancel (&self->client);
 }
 

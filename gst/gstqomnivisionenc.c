@@ -45,6 +45,8 @@ GST_DEBUG_CATEGORY_STATIC (gst_qomni_vision_enc_debug);
 
 /* A frame this little before its slot is in it: time stamps are rounded. */
 #define SLOT_TOLERANCE GST_MSECOND
+/* Caps may say anything; slower than the slowest `fps` is as slow. */
+#define MIN_FPS (1.0 / 3600)
 /* Above this a frame is refused: twice an 8K frame. */
 #define MAX_FRAME_PIXELS (G_GUINT64_CONSTANT (1) << 26)
 
@@ -156,7 +158,7 @@ begin (GstQomniVisionEnc * self, QomniModality modality, GError ** error)
 
   /* A slice is two sampled frames; a slower stream has longer ones. */
   if (self->info.fps_n > 0 && self->info.fps_d > 0)
-    fps = MIN (fps, (double) self->info.fps_n / self->info.fps_d);
+    fps = CLAMP ((double) self->info.fps_n / self->info.fps_d, MIN_FPS, fps);
 
   ok = qomni_vision_encoder_begin (self->encoder, modality, 2.0 / fps, error)
       && push_picture (self, &self->first, error);
@@ -267,6 +269,29 @@ make_upright (Picture * picture, GstVideoOrientationMethod method,
   return TRUE;
 }
 
+/* Mapping a frame by its GstVideoMeta looks at where a plane begins, not at
+ * where it ends. */
+static gboolean
+is_whole (const GstVideoFrame * frame)
+{
+  for (guint i = 0; frame->meta != NULL
+      && i < GST_VIDEO_FRAME_N_COMPONENTS (frame); i++) {
+    const guint plane = GST_VIDEO_FRAME_COMP_PLANE (frame, i);
+    const GstMapInfo *map = &frame->map[plane];
+    const gint64 rows = GST_VIDEO_FRAME_COMP_HEIGHT (frame, i);
+    const gint64 bytes = (GST_VIDEO_FRAME_COMP_DEPTH (frame, i) + 7) / 8;
+    const gint64 end = (guint8 *) GST_VIDEO_FRAME_COMP_DATA (frame, i)
+        - map->data + bytes
+        + (rows - 1) * GST_VIDEO_FRAME_COMP_STRIDE (frame, i)
+        + (gint64) (GST_VIDEO_FRAME_COMP_WIDTH (frame, i) - 1)
+        * GST_VIDEO_FRAME_COMP_PSTRIDE (frame, i);
+
+    if (GST_VIDEO_FRAME_COMP_STRIDE (frame, i) < 0 || end > (gint64) map->size)
+      return FALSE;
+  }
+  return TRUE;
+}
+
 /* Reads a frame into a packed picture of 1, 3 or 4 channels. */
 static gboolean
 read_frame (GstQomniVisionEnc * self, GstBuffer * buffer, Picture * ret,
@@ -282,6 +307,12 @@ read_frame (GstQomniVisionEnc * self, GstBuffer * buffer, Picture * ret,
     return qomni_fail (error, QOMNI_ERROR_INPUT,
         "a %dx%d frame cannot be read (%" G_GSIZE_FORMAT " bytes)", w, h,
         gst_buffer_get_size (buffer));
+  if (!is_whole (&in)) {
+    gst_video_frame_unmap (&in);
+    return qomni_fail (error, QOMNI_ERROR_INPUT,
+        "a %dx%d frame is cut short (%" G_GSIZE_FORMAT " bytes)", w, h,
+        gst_buffer_get_size (buffer));
+  }
 
   /* w * h is limited, see set_caps. */
   picture.data = g_try_malloc (row * h);

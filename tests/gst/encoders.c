@@ -289,6 +289,26 @@ GST_START_TEST (audio_outside_of_the_segment_is_clipped)
 
 GST_END_TEST;
 
+GST_START_TEST (audio_is_clipped_by_its_samples_whatever_its_duration_says)
+{
+  const gsize n = 16000;
+  g_autofree gint16 *s = make_sound (n);
+  GstHarness *h = harness ("qomniaudioenc", AUDIO_CAPS);
+  GstBuffer *b = sound_buffer (s, 0, n);
+  GstSegment segment;
+
+  gst_segment_init (&segment, GST_FORMAT_TIME);
+  segment.stop = GST_SECOND / 2;
+  gst_harness_push_event (h, gst_event_new_segment (&segment));
+  GST_BUFFER_DURATION (b) = 3600 * GST_SECOND;
+  fail_unless_equals_int (gst_harness_push (h, b), GST_FLOW_OK);
+  gst_harness_push_event (h, gst_event_new_eos ());
+  assert_clip (h, s, 0, n / 2, 0);
+  gst_harness_teardown (h);
+}
+
+GST_END_TEST;
+
 GST_START_TEST (audio_before_a_flush_is_forgotten)
 {
   const gsize n = 32000;
@@ -584,6 +604,53 @@ GST_START_TEST (vision_a_slow_stream_has_longer_slices)
 
 GST_END_TEST;
 
+GST_START_TEST (vision_absurd_frame_rates_are_harmless)
+{
+  static const gchar *const rates[] = { "0/1", "1/2147483647", "2147483647/1" };
+
+  for (guint i = 0; i < G_N_ELEMENTS (rates); i++) {
+    g_autofree gchar *caps = g_strdup_printf ("video/x-raw,format=RGB,width=%d,"
+        "height=%d,framerate=%s", W, H, rates[i]);
+    GstHarness *h = harness ("qomnivisionenc", caps);
+    g_autoptr (QomniEmbeddings) e = NULL;
+    g_autoptr (GstBuffer) b = NULL;
+
+    gst_harness_push (h, frame (0, 0, GST_SECOND));
+    gst_harness_push (h, frame (1, GST_SECOND, GST_SECOND));
+    gst_harness_push_event (h, gst_event_new_eos ());
+    b = gst_harness_try_pull (h);
+    fail_unless (b != NULL, "nothing at %s", rates[i]);
+    e = gst_qomni_embeddings_from_buffer (b, NULL);
+    /* The thinker takes slices shorter than this only. */
+    fail_unless (e->seconds_per_grid > 0 && e->seconds_per_grid < 1e6);
+    gst_harness_teardown (h);
+  }
+}
+
+GST_END_TEST;
+
+/* With a GstVideoMeta nobody else compares the planes with the memory. */
+GST_START_TEST (vision_a_frame_cut_short_is_an_error)
+{
+  g_autofree gchar *caps = rgb_caps (1);
+  GstHarness *h = harness ("qomnivisionenc", caps);
+  g_autoptr (GstBus) bus = gst_bus_new ();
+  GstBuffer *b = gst_buffer_new_memdup (caps, 16);
+  GstMessage *m;
+
+  gst_element_set_bus (h->element, bus);
+  gst_buffer_add_video_meta (b, GST_VIDEO_FRAME_FLAG_NONE, GST_VIDEO_FORMAT_RGB,
+      W, H);
+  GST_BUFFER_PTS (b) = 0;
+  fail_unless_equals_int (gst_harness_push (h, b), GST_FLOW_ERROR);
+  m = gst_bus_timed_pop_filtered (bus, 0, GST_MESSAGE_ERROR);
+  fail_unless (m != NULL);
+  gst_message_unref (m);
+  gst_harness_teardown (h);
+}
+
+GST_END_TEST;
+
 GST_START_TEST (vision_a_short_video_is_a_video)
 {
   /* Three frames seen, one kept. */
@@ -774,6 +841,7 @@ encoders_suite (void)
   tcase_add_test (tc, audio_a_short_hole_is_silence_and_a_wobble_is_nothing);
   tcase_add_test (tc, audio_a_gap_event_within_a_clip_is_silence);
   tcase_add_test (tc, audio_outside_of_the_segment_is_clipped);
+  tcase_add_test (tc, audio_is_clipped_by_its_samples_whatever_its_duration_says);
   tcase_add_test (tc, audio_before_a_flush_is_forgotten);
   tcase_add_test (tc, audio_a_second_run_is_like_the_first);
   tcase_add_test (tc, audio_caps_name_the_model);
@@ -784,6 +852,8 @@ encoders_suite (void)
   tcase_add_test (tc, vision_frames_are_kept_by_their_time);
   tcase_add_test (tc, vision_the_rate_of_the_frames_does_not_matter);
   tcase_add_test (tc, vision_a_slow_stream_has_longer_slices);
+  tcase_add_test (tc, vision_absurd_frame_rates_are_harmless);
+  tcase_add_test (tc, vision_a_frame_cut_short_is_an_error);
   tcase_add_test (tc, vision_a_short_video_is_a_video);
   tcase_add_test (tc, vision_strides_and_channel_orders_are_respected);
   tcase_add_test (tc, vision_a_picture_is_turned_upright);

@@ -204,6 +204,92 @@ GST_START_TEST (pads_can_be_released)
 
 GST_END_TEST;
 
+/* The text's thread waits in the thinker, the sound's in its queue; neither may
+ * hold up who takes the pad away. */
+GST_START_TEST (pads_can_be_released_while_their_threads_wait)
+{
+  g_autofree gchar *path = fixture ("tiny-a");
+  g_autoptr (Run) run = run_new (BIN "audiotestsrc is-live=true ! q.audio_0 "
+      "fakesrc sizetype=fixed sizemax=3 filltype=pattern ! "
+      "text/x-raw,format=utf8 ! q.text_0 "
+      "q.text ! fakesink name=text", path);
+  g_autoptr (GstElement) q = gst_bin_get_by_name (GST_BIN (run->pipeline), "q");
+  static const gchar *const names[] = { "text_0", "audio_0" };
+
+  gst_element_set_state (run->pipeline, GST_STATE_PLAYING);
+  g_usleep (150000);
+  for (guint i = 0; i < G_N_ELEMENTS (names); i++) {
+    g_autoptr (GstPad) pad = gst_element_get_static_pad (q, names[i]);
+
+    gst_element_release_request_pad (q, pad);
+    fail_unless (gst_element_get_static_pad (q, names[i]) == NULL);
+  }
+}
+
+GST_END_TEST;
+
+GST_START_TEST (a_sink_that_has_enough_ends_the_pipeline)
+{
+  g_autofree gchar *path = fixture ("tiny-a");
+
+  for (guint i = 0; i < 2; i++) {
+    gint fd = pipe_with ("What do you see? Be brief.");
+    g_autoptr (Run) run = run_new ("fdsrc fd=%d ! " BIN "max-tokens=64 "
+        "granularity=token talker::temperature=0 talker::max-frames=40 "
+        "q.text ! fakesink name=text %s q.speech ! fakesink name=speech %s", fd,
+        path, i == 0 ? "num-buffers=2" : "", i == 1 ? "num-buffers=2" : "");
+
+    run_to_eos (run);
+    fail_unless_equals_int ((i == 0 ? run->text : run->speech)->len, 2);
+    fail_unless ((i == 0 ? run->speech : run->text)->len > 2);
+    close (fd);
+  }
+}
+
+GST_END_TEST;
+
+GST_START_TEST (rates_that_no_resampler_has_memory_for_are_refused)
+{
+  g_autofree gchar *path = fixture ("tiny-a");
+  g_autoptr (Run) run = run_new (BIN "! fakesink", path);
+  g_autoptr (GstElement) q = gst_bin_get_by_name (GST_BIN (run->pipeline), "q");
+  g_autoptr (GstPad) pad = gst_element_request_pad_simple (q, "audio_%u");
+  static const gint rates[] = { 8000, 384000, G_MAXINT };
+
+  for (guint i = 0; i < G_N_ELEMENTS (rates); i++) {
+    g_autoptr (GstCaps) caps = gst_caps_new_simple ("audio/x-raw",
+        "format", G_TYPE_STRING, "S16LE", "layout", G_TYPE_STRING,
+        "interleaved", "channels", G_TYPE_INT, 2, "channel-mask",
+        GST_TYPE_BITMASK, (guint64) 3, "rate", G_TYPE_INT, rates[i], NULL);
+
+    fail_unless_equals_int (gst_pad_query_accept_caps (pad, caps),
+        rates[i] != G_MAXINT);
+  }
+}
+
+GST_END_TEST;
+
+GST_START_TEST (seeks_at_any_time_do_not_lose_what_the_talker_needs)
+{
+  g_autofree gchar *path = fixture ("tiny-a");
+  g_autofree gchar *wav = fixture ("media/s101.wav");
+  g_autoptr (Run) run = run_new ("filesrc location=%s ! wavparse ! q.audio_0 "
+      BIN "max-tokens=20 granularity=token prompt=\"" SOUND "\" "
+      "talker::max-frames=4 q.text ! queue ! fakesink name=text "
+      "q.speech ! queue ! fakesink name=speech", wav, path);
+
+  gst_element_set_state (run->pipeline, GST_STATE_PLAYING);
+  gst_element_get_state (run->pipeline, NULL, NULL, TIMEOUT);
+  for (guint i = 0; i < 40; i++) {
+    gst_element_seek_simple (run->pipeline, GST_FORMAT_TIME,
+        GST_SEEK_FLAG_FLUSH, i * 10 * GST_MSECOND);
+    g_usleep (i % 10 * 1000);
+  }
+  run_to_eos (run);
+}
+
+GST_END_TEST;
+
 GST_START_TEST (speech_is_written_to_a_file)
 {
   g_autofree gchar *want = expected_text ("tiny-a", "text");
@@ -496,6 +582,10 @@ pipelines_suite (void)
   tcase_add_test (tc, matroska_works_too);
   tcase_add_test (tc, a_pad_that_is_never_linked_does_not_stall);
   tcase_add_test (tc, pads_can_be_released);
+  tcase_add_test (tc, pads_can_be_released_while_their_threads_wait);
+  tcase_add_test (tc, a_sink_that_has_enough_ends_the_pipeline);
+  tcase_add_test (tc, rates_that_no_resampler_has_memory_for_are_refused);
+  tcase_add_test (tc, seeks_at_any_time_do_not_lose_what_the_talker_needs);
   tcase_add_test (tc, speech_is_written_to_a_file);
   tcase_add_test (tc, a_muxed_speech_and_a_bare_text_sink_do_not_deadlock);
   tcase_add_test (tc, without_speech_no_talker_is_loaded);

@@ -209,7 +209,7 @@ GST_END_TEST;
 
 /* A talker fed with recorded rows of a turn. */
 static GPtrArray *
-record_rows (void)
+record_rows (guint n_turns)
 {
   g_autofree gchar *path = fixture ("tiny-a");
   g_autoptr (Run) run = run_new ("fakesrc num-buffers=0 ! "
@@ -217,7 +217,7 @@ record_rows (void)
       "engine-linger=0 max-tokens=64 respond-on-eos=false t.hidden ! "
       "fakesink name=speech", path);
 
-  say (run, 2);
+  say (run, n_turns);
   run_to_eos (run);
   return g_ptr_array_ref (run->speech);
 }
@@ -241,7 +241,7 @@ talker_harness (void)
 
 GST_START_TEST (an_interrupt_stops_one_reply_and_not_the_next)
 {
-  g_autoptr (GPtrArray) rows = record_rows ();
+  g_autoptr (GPtrArray) rows = record_rows (2);
   GstHarness *h = talker_harness ();
   GstBuffer *b;
   GstEvent *event;
@@ -283,7 +283,7 @@ GST_END_TEST;
 
 GST_START_TEST (a_flush_silences_and_keeps_the_users_turn)
 {
-  g_autoptr (GPtrArray) rows = record_rows ();
+  g_autoptr (GPtrArray) rows = record_rows (2);
   GstHarness *h = talker_harness ();
   GstSegment segment;
   GstBuffer *b;
@@ -319,9 +319,77 @@ GST_START_TEST (a_flush_silences_and_keeps_the_users_turn)
 
 GST_END_TEST;
 
+/* The prompt of a turn is sent once, whatever happens while it is on its way. */
+GST_START_TEST (a_flush_while_loading_keeps_the_users_turn)
+{
+  g_autoptr (GPtrArray) rows = record_rows (2);
+
+  for (guint delay = 0; delay < 10; delay++) {
+    GstHarness *h = talker_harness ();
+    g_autoptr (GstBus) bus = gst_bus_new ();
+    GstSegment segment;
+    GstBuffer *b;
+
+    gst_element_set_bus (h->element, bus);
+    gst_harness_push (h, gst_buffer_ref (g_ptr_array_index (rows, 0)));
+    g_usleep (delay * 300);
+    gst_harness_push_event (h, gst_event_new_flush_start ());
+    gst_harness_push_event (h, gst_event_new_flush_stop (TRUE));
+    gst_segment_init (&segment, GST_FORMAT_TIME);
+    gst_harness_push_event (h, gst_event_new_segment (&segment));
+    for (guint i = 0; i < rows->len; i++) {
+      b = g_ptr_array_index (rows, i);
+      if (gst_qomni_embeddings_buffer_get_turn_id (b) == 2)
+        gst_harness_push (h, gst_buffer_ref (b));
+    }
+    b = gst_harness_pull (h);
+    fail_unless (b != NULL, "silence after a flush");
+    gst_buffer_unref (b);
+    fail_unless (gst_bus_pop_filtered (bus, GST_MESSAGE_ERROR) == NULL);
+    gst_harness_teardown (h);
+  }
+}
+
+GST_END_TEST;
+
+GST_START_TEST (speech_that_is_linked_late_begins_with_the_next_turn)
+{
+  g_autoptr (GPtrArray) rows = record_rows (3);
+  GstHarness *h = talker_harness ();
+  g_autoptr (GstPad) src = gst_element_get_static_pad (h->element, "src");
+  g_autoptr (GstBus) bus = gst_bus_new ();
+  GstBuffer *b;
+  guint64 turn;
+
+  gst_element_set_bus (h->element, bus);
+  gst_pad_unlink (src, h->sinkpad);
+  for (guint i = 0; i < rows->len; i++) {
+    b = g_ptr_array_index (rows, i);
+    turn = gst_qomni_embeddings_buffer_get_turn_id (b);
+    if (turn == 2 && gst_qomni_embeddings_buffer_get_turn_id
+        (g_ptr_array_index (rows, i - 1)) == 1)
+      g_usleep (100000);        /* for the first turn to find nobody there */
+    if (turn < 3)
+      gst_harness_push (h, gst_buffer_ref (b));
+  }
+  fail_unless_equals_int (gst_pad_link (src, h->sinkpad), GST_PAD_LINK_OK);
+  for (guint i = 0; i < rows->len; i++) {
+    b = g_ptr_array_index (rows, i);
+    if (gst_qomni_embeddings_buffer_get_turn_id (b) == 3)
+      gst_harness_push (h, gst_buffer_ref (b));
+  }
+  b = gst_harness_pull (h);
+  fail_unless (b != NULL, "no speech");
+  gst_buffer_unref (b);
+  fail_unless (gst_bus_pop_filtered (bus, GST_MESSAGE_ERROR) == NULL);
+  gst_harness_teardown (h);
+}
+
+GST_END_TEST;
+
 GST_START_TEST (null_while_speaking_is_quick)
 {
-  g_autoptr (GPtrArray) rows = record_rows ();
+  g_autoptr (GPtrArray) rows = record_rows (2);
 
   for (guint i = 0; i < 10; i++) {
     GstHarness *h = talker_harness ();
@@ -355,6 +423,8 @@ talker_suite (void)
   tcase_add_test (tc, a_model_without_speech_is_refused);
   tcase_add_test (tc, an_interrupt_stops_one_reply_and_not_the_next);
   tcase_add_test (tc, a_flush_silences_and_keeps_the_users_turn);
+  tcase_add_test (tc, a_flush_while_loading_keeps_the_users_turn);
+  tcase_add_test (tc, speech_that_is_linked_late_begins_with_the_next_turn);
   tcase_add_test (tc, null_while_speaking_is_quick);
   return suite;
 }

@@ -315,7 +315,9 @@ GST_START_TEST (interrupt_ends_the_reply_and_the_next_turn_works)
               GST_MESSAGE_ELEMENT)) != NULL) {
     const GstStructure *s = gst_message_get_structure (m);
 
-    interrupted |= gst_structure_has_name (s, "qomni/interrupted");
+    interrupted |= gst_structure_has_name (s, "qomni/interrupted")
+        && gst_structure_has_field (s, "running-time")
+        && gst_structure_has_field (s, "stream-time");
     if (gst_structure_has_name (s, "qomni/response-done"))
       cancelled = g_strcmp0 (gst_structure_get_string (s, "finish-reason"),
           "cancelled") == 0;
@@ -363,6 +365,22 @@ GST_START_TEST (a_flush_ends_the_reply_and_the_next_turn_works)
   fail_unless_equals_uint64 (turn, 2);
   fail_unless_equals_uint64 (GST_BUFFER_PTS (b), 0);
   gst_buffer_unref (b);
+  gst_harness_teardown (h);
+}
+
+GST_END_TEST;
+
+GST_START_TEST (a_pad_that_is_released_in_a_flush_ends_it)
+{
+  GstHarness *h = harness ("max-tokens=4");
+  GstPad *other = gst_element_request_pad_simple (h->element, "text_1");
+
+  gst_pad_send_event (other, gst_event_new_flush_start ());
+  gst_element_release_request_pad (h->element, other);
+  gst_object_unref (other);
+  gst_harness_push (h, text_buffer (QUESTION, 0));
+  g_signal_emit_by_name (h->element, "end-turn");
+  gst_buffer_unref (gst_harness_pull (h));
   gst_harness_teardown (h);
 }
 
@@ -628,6 +646,7 @@ thinker_suite (void)
   tcase_add_test (tc, too_much_text_is_left_out_with_a_warning);
   tcase_add_test (tc, interrupt_ends_the_reply_and_the_next_turn_works);
   tcase_add_test (tc, a_flush_ends_the_reply_and_the_next_turn_works);
+  tcase_add_test (tc, a_pad_that_is_released_in_a_flush_ends_it);
   tcase_add_test (tc, null_in_any_phase_is_quick);
   tcase_add_test (tc, latency_is_none_when_not_live);
   tcase_add_test (tc, embeddings_of_another_model_are_refused_by_name);
