@@ -145,7 +145,7 @@ load (Run * r, const Conversation * conversation, GError ** error)
 static bool
 speak (Speech * s, GError ** error)
 {
-  QomniTalkerStep step = { QOMNI_TALKER_WAIT };
+  QomniTalkerStep step = {.state = QOMNI_TALKER_WAIT };
 
   do {
     g_autoptr (QomniEmbeddings) rows = g_async_queue_pop (s->rows);
@@ -582,7 +582,7 @@ command_generate (int argc, char **argv)
         "Write the stages of the computation", "FILE.safetensors"},
     {"json", 0, 0, G_OPTION_ARG_NONE, &o.json,
         "One JSON object instead of running text", NULL},
-    {NULL}
+    G_OPTION_ENTRY_NULL
   };
   g_autoptr (GError) error = NULL;
 

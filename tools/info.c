@@ -146,7 +146,7 @@ command_info (int argc, char **argv)
   const GOptionEntry entries[] = {
     {"json", 0, 0, G_OPTION_ARG_NONE, &json, "One JSON object on one line",
         NULL},
-    {NULL}
+    G_OPTION_ENTRY_NULL
   };
   g_autoptr (QomniModel) model = NULL;
   g_autoptr (GError) error = NULL;

@@ -163,7 +163,7 @@ bool
 media_push_audio (const char *path, QomniAudioEncoder * encoder,
     bool *ret_has_sound, GCancellable * cancellable, GError ** error)
 {
-  g_auto (Reader) r = { NULL };
+  g_auto (Reader) r = { 0 };
   g_autoptr (GError) failure = NULL;
   GstSample *sample;
 
@@ -238,7 +238,7 @@ bool
 media_push_image (const char *path, QomniVisionEncoder * encoder,
     GCancellable * cancellable, GError ** error)
 {
-  g_auto (Reader) r = { NULL };
+  g_auto (Reader) r = { 0 };
   g_autoptr (GError) failure = NULL;
   g_autoptr (GstSample) sample = NULL;
 
@@ -263,7 +263,7 @@ static bool
 count_frames (const char *path, int64_t *ret_total, double *ret_fps,
     GCancellable * cancellable, GError ** error)
 {
-  g_auto (Reader) r = { NULL };
+  g_auto (Reader) r = { 0 };
   g_autoptr (GError) failure = NULL;
   GstClockTime first = GST_CLOCK_TIME_NONE, last = GST_CLOCK_TIME_NONE;
   int64_t total = 0;
@@ -306,7 +306,7 @@ media_push_video (const char *path, double fps, int64_t max_frames,
     int slice_frames, QomniVisionEncoder * encoder, GCancellable * cancellable,
     GError ** error)
 {
-  g_auto (Reader) r = { NULL };
+  g_auto (Reader) r = { 0 };
   g_autoptr (GError) failure = NULL;
   g_autofree int64_t *wanted = NULL;
   int64_t total = 0;

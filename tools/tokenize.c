@@ -26,7 +26,7 @@ command_tokenize (int argc, char **argv)
   const GOptionEntry entries[] = {
     {"special", 0, 0, G_OPTION_ARG_NONE, &special,
         "Recognise special tokens such as <|im_start|> in the text", NULL},
-    {NULL}
+    G_OPTION_ENTRY_NULL
   };
   g_autoptr (QomniTokenizer) tokenizer = NULL;
   g_autoptr (GError) error = NULL;
@@ -94,7 +94,7 @@ command_detokenize (int argc, char **argv)
   const GOptionEntry entries[] = {
     {"skip-special", 0, 0, G_OPTION_ARG_NONE, &skip,
         "Leave special tokens out", NULL},
-    {NULL}
+    G_OPTION_ENTRY_NULL
   };
   g_autoptr (QomniTokenizer) tokenizer = NULL;
   g_autoptr (GError) error = NULL;
