@@ -9,6 +9,9 @@
 
 #include "types.h"
 
+/* The machine may fail this often in a row before it is an error. */
+#define MAX_FAILURES 3
+
 gboolean
 gst_qomni_error_to_gst (const GError * error, GQuark * ret_domain,
     gint * ret_code)
@@ -96,4 +99,25 @@ gst_qomni_post_warning (GstElement * element, const GError * error,
     const gchar * stage)
 {
   post (element, GST_MESSAGE_WARNING, error, stage);
+}
+
+gboolean
+gst_qomni_post_failure (GstElement * element, const GError * error,
+    const gchar * stage, guint * n_failures)
+{
+  const gboolean passing = error->domain == QOMNI_ERROR
+      && (error->code == QOMNI_ERROR_NUMERIC
+      || error->code == QOMNI_ERROR_BACKEND
+      || error->code == QOMNI_ERROR_LIMIT
+      || error->code == QOMNI_ERROR_MEMORY);
+
+  if (g_error_matches (error, G_IO_ERROR, G_IO_ERROR_CANCELLED))
+    return FALSE;
+
+  if (++*n_failures < MAX_FAILURES && passing) {
+    gst_qomni_post_warning (element, error, stage);
+    return FALSE;
+  }
+  gst_qomni_post_error (element, error, stage);
+  return TRUE;
 }

@@ -28,4 +28,12 @@ void gst_qomni_post_error (GstElement * element, const GError * error,
 void gst_qomni_post_warning (GstElement * element, const GError * error,
     const gchar * stage);
 
+/* Posts what ended a reply: a fault of the machine (memory, backend, numbers)
+ * as a WARNING, the third in a row of `n_failures` and a fault of what the
+ * element was given as an ERROR. Counts in `n_failures`; the caller sets it to 0
+ * after a reply that went well. TRUE when the stream is over. A cancellation
+ * posts and counts nothing. */
+gboolean gst_qomni_post_failure (GstElement * element, const GError * error,
+    const gchar * stage, guint * n_failures);
+
 G_END_DECLS

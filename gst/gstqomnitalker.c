@@ -55,8 +55,6 @@ GST_DEBUG_CATEGORY_STATIC (gst_qomni_talker_debug);
 #define GROUP_FRAMES 4
 /* Buffers of rows that wait before chain does: half a minute of speech. */
 #define MAX_WAITING_ROWS 512
-/* The backend may fail this often in a row before it is an error. */
-#define MAX_FAILURES 3
 
 enum
 {
@@ -368,30 +366,16 @@ begin_reply (GstQomniTalker * self, GstClockTime time)
   self->n_samples = 0;
 }
 
-/* A fault of the machine ends the reply, several in a row the stream; a fault
- * of what we were given ends the stream at once. */
 static void
 report_failure (GstQomniTalker * self, const GError * error)
 {
-  const gboolean passing = error->domain == QOMNI_ERROR
-      && (error->code == QOMNI_ERROR_NUMERIC
-      || error->code == QOMNI_ERROR_BACKEND
-      || error->code == QOMNI_ERROR_LIMIT
-      || error->code == QOMNI_ERROR_MEMORY);
-
-  if (g_error_matches (error, G_IO_ERROR, G_IO_ERROR_CANCELLED))
+  if (!gst_qomni_post_failure (GST_ELEMENT (self), error, "speak",
+          &self->n_failures))
     return;
-
-  self->n_failures++;
-  if (passing && self->n_failures < MAX_FAILURES) {
-    gst_qomni_post_warning (GST_ELEMENT (self), error, "speak");
-  } else {
-    gst_qomni_post_error (GST_ELEMENT (self), error, "speak");
-    g_mutex_lock (&self->lock);
-    self->flow = GST_FLOW_ERROR;
-    g_cond_broadcast (&self->cond);
-    g_mutex_unlock (&self->lock);
-  }
+  g_mutex_lock (&self->lock);
+  self->flow = GST_FLOW_ERROR;
+  g_cond_broadcast (&self->cond);
+  g_mutex_unlock (&self->lock);
 }
 
 /* Speaks what the rows so far allow. */

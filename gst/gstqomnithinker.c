@@ -97,8 +97,6 @@ GST_DEBUG_CATEGORY_STATIC (gst_qomni_thinker_debug);
  * rows before its sink prerolls, while the text's sink may be waiting for that
  * very preroll. */
 #define MAX_ITEMS 1024
-/* The backend may fail this often in a row before it is an error. */
-#define MAX_FAILURES 3
 
 #define DEFAULT_GRANULARITY GST_QOMNI_GRANULARITY_SENTENCE
 #define DEFAULT_MESSAGES GST_QOMNI_MESSAGES_TURNS
@@ -1168,30 +1166,16 @@ run_reply (GstQomniThinker * self, const Turn * turn,
   return TRUE;
 }
 
-/* A fault of the machine ends the turn, several in a row the stream; a fault of
- * what we were given ends the stream at once. */
 static void
 report_failure (GstQomniThinker * self, const GError * error)
 {
-  const gboolean passing = error->domain == QOMNI_ERROR
-      && (error->code == QOMNI_ERROR_NUMERIC
-      || error->code == QOMNI_ERROR_BACKEND
-      || error->code == QOMNI_ERROR_LIMIT
-      || error->code == QOMNI_ERROR_MEMORY);
-
-  if (g_error_matches (error, G_IO_ERROR, G_IO_ERROR_CANCELLED))
+  if (!gst_qomni_post_failure (GST_ELEMENT (self), error, "generate",
+          &self->n_failures))
     return;
-
-  self->n_failures++;
-  if (passing && self->n_failures < MAX_FAILURES) {
-    gst_qomni_post_warning (GST_ELEMENT (self), error, "generate");
-  } else {
-    gst_qomni_post_error (GST_ELEMENT (self), error, "generate");
-    g_mutex_lock (&self->lock);
-    self->flow = GST_FLOW_ERROR;
-    g_cond_broadcast (&self->cond);
-    g_mutex_unlock (&self->lock);
-  }
+  g_mutex_lock (&self->lock);
+  self->flow = GST_FLOW_ERROR;
+  g_cond_broadcast (&self->cond);
+  g_mutex_unlock (&self->lock);
 }
 
 static void
