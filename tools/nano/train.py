@@ -36,7 +36,7 @@ def device():
 class Run:
     def __init__(self, nano, name, modules, steps, lr=1e-3, warmup=200,
                  betas=(0.9, 0.98), decay=0.01, clip=1.0, parameters=None,
-                 save_seconds=120, show_seconds=20):
+                 optimizer=None, save_seconds=120, show_seconds=20):
         self.nano, self.name, self.modules = nano, name, modules
         self.steps, self.lr, self.warmup, self.clip = steps, lr, warmup, clip
         self.save_seconds, self.show_seconds = save_seconds, show_seconds
@@ -46,7 +46,7 @@ class Run:
         matrices = [p for p in parameters if p.dim() > 1]
         others = [p for p in parameters if p.dim() <= 1]
         self.parameters = parameters
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = optimizer or torch.optim.AdamW(
             [{"params": matrices, "weight_decay": decay},
              {"params": others, "weight_decay": 0.0}], lr=lr, betas=betas)
         self.done, self.first = 0, 0
@@ -82,7 +82,7 @@ class Run:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
-        for k, v in dict(loss=loss, **shown).items():
+        for k, v in dict(loss=loss.detach(), **shown).items():
             self.shown[k] = self.shown.get(k, 0.0) + float(v)
         self.n_shown += 1
         now = time.monotonic()

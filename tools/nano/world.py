@@ -316,7 +316,7 @@ def draw_dialogue(rng, most=4):
 SIGHT_QUESTIONS = ("what do you see", "what happens")
 
 
-def _question_about_sight(rng):
+def question_about_sight(rng):
     what = rng.randrange(6)
     shape = rng.choice(SHAPES)
     return ("what do you see", "what happens",
@@ -328,7 +328,7 @@ def _question_about_sight(rng):
 def draw_question(rng):
     """Any question of the world, with or without a picture in mind."""
     if rng.random() < 0.25:
-        return _question_about_sight(rng)
+        return question_about_sight(rng)
     if rng.random() < 0.15:
         return _follow(rng, rng.randint(-50, 144))[1].question
     return draw_exchange(rng, rng.choices(
@@ -450,3 +450,19 @@ def ask_motion(rng, scene):
     if what < 0.95:
         return Exchange("move", f"what colour is the {t.shape}", t.colour)
     return Exchange("move", "what do you see", describe(scene))
+
+
+# --- answers ------------------------------------------------------------------
+
+def draw_answer(rng):
+    """Something that may have to be said, of any kind."""
+    what = rng.random()
+    if what < 0.45:
+        return draw_exchange(rng).answer
+    if what < 0.6:
+        return draw_dialogue(rng)[-1].answer
+    if what < 0.7:
+        return ask_scene(rng, draw_scene(rng)).answer
+    if what < 0.75:
+        return ask_motion(rng, draw_motion(rng)).answer
+    return draw_utterance(rng)
