@@ -3,6 +3,7 @@
 #   make demo    installs what is missing, builds, answers real media
 #   make check   all tests: gcc, clang, sanitizers
 #   make         only the build;  make test: only the tests of that build
+#   make nano    trains the built-in model anew: hours, needs Python (docs/nano.md)
 
 BUILD ?= build
 
@@ -24,10 +25,18 @@ test: all
 check: packages
 	tests/check-all
 
+NANO ?= nano-work
+
+nano: all
+	@tools/install-packages nano
+	test -d $(NANO)/venv || python3 -m venv $(NANO)/venv
+	$(NANO)/venv/bin/pip install -q -r tools/nano/requirements.txt
+	$(NANO)/venv/bin/python tools/nano/nano.py $(NANO)
+
 install: all
 	meson install -C $(BUILD) --no-rebuild
 
 clean:
 	rm -rf build build-clang build-sanitize demo
 
-.PHONY: all packages demo test check install clean
+.PHONY: all packages demo test check nano install clean

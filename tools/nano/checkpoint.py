@@ -83,7 +83,7 @@ class Nano:
             "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
             "pad_token_id": ids["<|endoftext|>"],
             "talker_max_new_tokens": 4096, "talker_repetition_penalty": 1.05,
-            "talker_temperature": 0.9, "talker_top_k": 50,
+            "talker_temperature": 0.5, "talker_top_k": 50,
             "talker_top_p": 1.0})
         text = raw["thinker_config"]["text_config"]
         g = torch.Generator().manual_seed(2026)
