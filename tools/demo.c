@@ -6,6 +6,9 @@
  *   filesrc ! decodebin ! qomnibin -> text  -> appsink, printed as it comes
  *                                  -> speech -> wavenc ! filesink
  *
+ * The answer about the video is then written under it: OUT_DIR/captioned.png is
+ * its last frame.
+ *
  * usage: qomni-demo OUT_DIR question.wav picture.png clip.webm
  */
 #include <gst/app/gstappsink.h>
@@ -25,18 +28,21 @@ typedef struct
 
 static const Job jobs[] = {
   {"a spoken question", "answer-sound", "", "d. ! q.audio_0"},
-  {"a picture", "answer-picture", "prompt=\"What do you see?\"",
+  {"what do you see", "answer-picture", "prompt=\"what do you see\"",
       "d. ! q.video_0"},
-  {"a video and its sound", "answer-video",
-        "use-audio-in-video=true prompt=\"What happens?\"",
+  {"a video that asks itself", "answer-video", "use-audio-in-video=true",
       "d. ! q.video_0  d. ! q.audio_0"},
 };
+
+#define CAPTIONED 2             /* the job whose answer is a caption */
 
 typedef struct
 {
   gint64 start, loaded, end;    /* monotonic µs */
-  gint64 first_text, first_sound;       /* written by streaming threads */
-  guint64 n_samples;            /* likewise */
+  /* Written by streaming threads: */
+  gint64 first_text, first_sound;
+  guint64 n_samples;
+  GString *text;
 } Result;
 
 static GstFlowReturn
@@ -55,6 +61,7 @@ on_text (GstAppSink * sink, gpointer data)
   if (gst_buffer_map (gst_sample_get_buffer (sample), &map, GST_MAP_READ)) {
     fwrite (map.data, 1, map.size, stdout);
     fflush (stdout);
+    g_string_append_len (r->text, (const char *) map.data, (gssize) map.size);
     gst_buffer_unmap (gst_sample_get_buffer (sample), &map);
   }
   gst_sample_unref (sample);
@@ -150,6 +157,33 @@ run (const Job * job, const char *file, const char *out, Result * r)
   return ok;
 }
 
+/* Writes the text under every frame of a video and keeps the last one. */
+static bool
+caption (const char *file, const char *text, const char *out)
+{
+  g_autofree char *line = g_strdup_printf
+      ("filesrc location=\"%s\" ! decodebin ! videoconvert "
+      "! textoverlay name=caption font-desc=\"Sans 24\" "
+      "shaded-background=true ! videoconvert ! pngenc "
+      "! multifilesink location=\"%s\"", file, out);
+  g_autoptr (GError) error = NULL;
+  g_autoptr (GstElement) pipeline = gst_parse_launch (line, &error);
+  g_autoptr (GstElement) overlay = NULL;
+  Result unused = { 0 };
+  bool ok;
+
+  if (pipeline == NULL || error != NULL) {
+    fprintf (stderr, "%s\n", error->message);
+    return false;
+  }
+  overlay = gst_bin_get_by_name (GST_BIN (pipeline), "caption");
+  g_object_set (overlay, "text", text, NULL);
+  gst_element_set_state (pipeline, GST_STATE_PLAYING);
+  ok = watch (pipeline, &unused);
+  gst_element_set_state (pipeline, GST_STATE_NULL);
+  return ok;
+}
+
 static double
 seconds (const Result * r, gint64 time)
 {
@@ -160,6 +194,7 @@ int
 main (int argc, char **argv)
 {
   Result results[G_N_ELEMENTS (jobs)] = { {0} };
+  g_autofree char *captioned = NULL;
 
   gst_init (&argc, &argv);
   if (argc != 2 + (int) G_N_ELEMENTS (jobs)) {
@@ -169,9 +204,14 @@ main (int argc, char **argv)
   }
   for (size_t i = 0; i < G_N_ELEMENTS (jobs); i++) {
     printf ("%s (%s)\n", jobs[i].what, argv[2 + i]);
+    results[i].text = g_string_new (NULL);
     if (!run (&jobs[i], argv[2 + i], argv[1], &results[i]))
       return 1;
   }
+  captioned = g_build_filename (argv[1], "captioned.png", NULL);
+  if (!caption (argv[2 + CAPTIONED], results[CAPTIONED].text->str, captioned))
+    return 1;
+  printf ("captioned: %s\n", captioned);
 
   printf ("\n%-24s %10s %11s %8s %7s  %s\n", "", "first text", "first sound",
       "speech", "RTF", "file");
@@ -183,6 +223,7 @@ main (int argc, char **argv)
         seconds (r, r->first_text), seconds (r, r->first_sound), speech,
         speech == 0 ? 0 : seconds (r, r->end) / speech, argv[1],
         jobs[i].name);
+    g_string_free (results[i].text, TRUE);
   }
   printf ("RTF: time from the loaded model to the end, per second of speech; "
       "below 1 is faster than real time.\n");
