@@ -133,6 +133,28 @@ class Nano:
     def load(self, part):
         return torch.load(self.path(f"{part}.pt"))
 
+    def begin(self, part, module):
+        """Gives a part that a stage is about to train the weights it was left
+        with, if it was; a run's own state, if there is one, comes after."""
+        if os.path.exists(self.path(f"{part}.pt")):
+            module.load_state_dict(self.load(part), strict=False)
+
+    def adopt(self, model):
+        """Takes the word vectors and every part from a checkpoint, to train it
+        further where its work directory is lost."""
+        m = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
+            model, dtype=torch.float32)
+        parts = m.thinker.model
+        self.words = m.thinker.get_input_embeddings().weight.detach().clone()
+        torch.save(self.words, self.path("words.pt"))
+        self.save("hear", parts.audio_tower.state_dict())
+        self.save("see", parts.visual.state_dict())
+        self.save("think", {
+            k: v for k, v in m.thinker.state_dict().items()
+            if k.startswith(("model.language_model.", "lm_head."))})
+        self.save("talk", m.talker.state_dict())
+        self.save("voice", m.code2wav.state_dict())
+
     # --- files ----------------------------------------------------------------
 
     def assemble(self):

@@ -344,6 +344,7 @@ def main(work, steps=STEPS):
     examples = Examples(sound.Clips(work), classes)
     exam = Exam(work)
     tower = initialise(nano.new("hear")).to(train.device())
+    nano.begin("hear", tower)
     steady = copy.deepcopy(tower).requires_grad_(False)  # the weights' mean
     run = train.Run(nano, "hear", {"tower": tower, "steady": steady}, steps,
                     lr=1.5e-3, warmup=200)

@@ -244,10 +244,10 @@ class Table:
 
     def most(self, name, what, value, must, aim):
         """The more the better."""
-        self.rows.append((name, what, value, must, aim, value >= must))
+        self.rows.append((name, what, value, must, aim, bool(value >= must)))
 
     def least(self, name, what, value, must, aim):
-        self.rows.append((name, what, value, must, aim, value <= must))
+        self.rows.append((name, what, value, must, aim, bool(value <= must)))
 
     def print(self):
         print(f"\n{'':58} {'measured':>9} {'must':>7} {'aim':>7}")

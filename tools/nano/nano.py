@@ -4,6 +4,7 @@
 
     nano.py WORK                    every stage that is not done yet
     nano.py WORK STAGE [STAGE...]   these, done or not
+    nano.py WORK --adopt            begins with the weights in the tree
 
 A stage that was cut off goes on where it was. WORK keeps everything between
 runs (about 6 GB); deleting it starts anew.
@@ -44,6 +45,11 @@ def export(work):
         sys.exit("not trained: " + ", ".join(missing))
 
 
+def adopt(work):
+    from checkpoint import Nano
+    Nano(work).adopt(MODEL)
+
+
 def page(work):
     """The last judgement, into docs/nano.md; all numbers beside the model."""
     shutil.copyfile(os.path.join(work, "report.json"),
@@ -71,9 +77,12 @@ def main():
     parser.add_argument("work")
     parser.add_argument("stages", nargs="*", metavar="STAGE",
                         help=", ".join(STAGES))
+    parser.add_argument("--adopt", action="store_true")
     parser.add_argument("--export", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--page", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.adopt:
+        return adopt(args.work)
     if args.export:
         return export(args.work)
     if args.page:

@@ -309,7 +309,8 @@ def to_patches(frames):
     merged token's four patches beside each other."""
     n, f, _, h, w = frames.shape
     x = frames.view(n, f, 3, h // CELL, 2, PATCH, w // CELL, 2, PATCH)
-    x = x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # n, rows, columns, 2, 2, 3, f, …
+    # -> n, rows, columns, 2, 2, 3, f, 16, 16
+    x = x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)
     x = x.reshape(n, h * w // PATCH ** 2, -1)
     return x.float().div_(127.5).sub_(1)
 

@@ -509,6 +509,7 @@ def main():
         for merger in (tower.merger, *tower.merger_list):
             merger.mlp[2].weight.mul_(0.3)
             merger.mlp[2].bias.copy_(marks.table[marks.pad])
+    nano.begin("see", tower)
     tower.to(device)
     heads.to(device)
     run = train.Run(nano, "see", {"tower": tower, "heads": heads}, steps,

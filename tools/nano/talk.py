@@ -403,6 +403,7 @@ def main(work, steps=int(os.environ.get("NANO_TALK_STEPS", "1900"))):
     prompter = Prompter(nano, codec)
     model = nano.new("talk").train()
     draw_weights(model)
+    nano.begin("talk", model)
     model.to(where)
     words = nano.words.to(where)
     run = train.Run(nano, "talk", {"talk": model}, steps, lr=2e-3, warmup=100)

@@ -283,6 +283,7 @@ class Mind:
                 for w in (a.o_proj.weight, m.experts.down_proj):
                     w.normal_(0, (2 * c.num_hidden_layers
                                   * w.shape[-1]) ** -0.5)
+        nano.begin("think", thinker)
         half = c.head_dim // 2
         theta = c.rope_parameters["rope_theta"]
         _, h, w = c.rope_parameters["mrope_section"]
@@ -433,9 +434,6 @@ def main(work, stage="imitated", steps=0):
     layout = prompts.Prompts(nano)
     teacher = examiner = lessons.Lessons(media.Imitated(nano), KINDS)
     if stage == "real":
-        state = torch.load(nano.path("think-imitated.run.pt"))["modules"]
-        for k, m in mind.modules().items():
-            m.load_state_dict(state[k])
         teacher = lessons.Lessons(media.Recorded(
             nano, media.pool(nano, "sound"), 0.8), KINDS)
         examiner = lessons.Lessons(media.Recorded(

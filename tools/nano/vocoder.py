@@ -445,6 +445,7 @@ def main(work, steps=int(os.environ.get("NANO_VOICE_STEPS", "2200"))):
     make_fast()
     voice = nano.new("voice").train()
     draw_weights(voice)
+    nano.begin("voice", voice)
     voice.to(where)
     lag = torch.ones(voice.code_embedding.weight.shape[0], 1, device=where)
     lag[:BOOK] = 0
