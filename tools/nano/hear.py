@@ -18,7 +18,6 @@ known.
 """
 import copy
 import math
-import os
 import random
 import sys
 

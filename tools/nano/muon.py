@@ -52,7 +52,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(x):
-    """[n, rows, columns], each made nearly orthogonal: Newton-Schulz."""
+    """[n, rows, columns], each made nearly orthogonal: five steps of
+    Newton-Schulz with the coefficients of Jordan's Muon (2024)."""
     tall = x.shape[1] > x.shape[2]
     x = x.transpose(1, 2) if tall else x
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)

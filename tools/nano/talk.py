@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Trains the Talker and its code predictor, part "talk".
 
-    python3 tools/nano/talk.py WORK
+    python3 tools/nano/talk.py WORK [STEPS]
 
 In: the vectors of a reply's tokens, one a frame, after what the user said and
 the name of a voice. Out: the four codes of every frame (see vocoder.py), then
@@ -19,7 +19,6 @@ The codes of a text are given, so it is the logits at the right history that
 count: the share of texts with all codes right, and the chance that sampling
 gives just those, follow from them without generating.
 """
-import os
 import random
 import sys
 
@@ -396,7 +395,7 @@ def judge(model, nano, prompter, where, n=400):
     return {"path": path / n, "right": right / n, "sampled": likely / n}
 
 
-def main(work, steps=int(os.environ.get("NANO_TALK_STEPS", "1900"))):
+def main(work, steps=1900):
     train.prepare()
     nano, where = Nano(work), train.device()
     codec = Codec(nano)
@@ -406,7 +405,7 @@ def main(work, steps=int(os.environ.get("NANO_TALK_STEPS", "1900"))):
     nano.begin("talk", model)
     model.to(where)
     words = nano.words.to(where)
-    run = train.Run(nano, "talk", {"talk": model}, steps, lr=2e-3, warmup=100)
+    run = train.Run(nano, "talk", {"talk": model}, int(steps), lr=2e-3, warmup=100)
     for step in run:
         rng = run.rng(step)
         torch.manual_seed(rng.getrandbits(40))
@@ -436,4 +435,4 @@ def main(work, steps=int(os.environ.get("NANO_TALK_STEPS", "1900"))):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

@@ -18,12 +18,13 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from checkpoint import Nano
 import lessons
 import media
 import prompts
 import train
 import world
+from checkpoint import Nano
+from muon import Muon
 
 BALANCE = 2e-3  # weight of the load balancing loss
 TOKENS = 4000  # of a step
@@ -153,64 +154,6 @@ class Linear(torch.autograd.Function):
     def backward(ctx, g):
         x, w = ctx.saved_tensors
         return g @ w, (g.t() @ x).float()
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum made orthogonal for the matrices of the layers, AdamW (by its
-    own class) for the rest: half as many steps as AdamW alone for a tenth more
-    work each. One learning rate does for both."""
-
-    def __init__(self, matrices, others, lr, momentum=0.95, decay=0.01):
-        super().__init__([{"params": matrices}], {"lr": lr})
-        self.momentum, self.decay = momentum, decay
-        self.adam = torch.optim.AdamW(others, lr=lr, betas=(0.9, 0.98),
-                                      weight_decay=0.0)
-        self.param_groups += self.adam.param_groups
-
-    def state_dict(self):
-        return {"adam": self.adam.state_dict(),
-                "momentum": [self.state[p]["momentum"]
-                             for p in self.param_groups[0]["params"]
-                             if p in self.state]}
-
-    def load_state_dict(self, state):
-        self.adam.load_state_dict(state["adam"])
-        self.param_groups[1:] = self.adam.param_groups
-        for p, m in zip(self.param_groups[0]["params"], state["momentum"]):
-            self.state[p]["momentum"] = m.to(p.device)
-
-    def zero_grad(self, set_to_none=True):
-        super().zero_grad(set_to_none)
-
-    @torch.no_grad()
-    def step(self):
-        self.adam.step()
-        lr = self.param_groups[0]["lr"]
-        alike = {}
-        for p in self.param_groups[0]["params"]:
-            m = self.state[p].setdefault("momentum", torch.zeros_like(p))
-            m.mul_(self.momentum).add_(p.grad)
-            wanted = p.grad + self.momentum * m
-            alike.setdefault(p.shape[-2:], []).append((p, wanted))
-        for shape, some in alike.items():
-            u = torch.cat([w.view(-1, *shape) for _, w in some])
-            u = orthogonal(u.bfloat16()).float()
-            u *= 0.6 * max(shape) ** 0.5
-            u = u.split([w.numel() // shape.numel() for _, w in some])
-            for (p, _), change in zip(some, u):
-                p.mul_(1 - lr * self.decay).sub_(change.view_as(p), alpha=lr)
-
-
-def orthogonal(x):
-    """[n, rows, columns], each made nearly orthogonal: Newton-Schulz."""
-    tall = x.shape[1] > x.shape[2]
-    x = x.transpose(1, 2) if tall else x
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(5):
-        a = x @ x.transpose(1, 2)
-        b = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
-        x = torch.baddbmm(x, b, x, beta=3.4445)
-    return x.transpose(1, 2) if tall else x
 
 
 class Batch:

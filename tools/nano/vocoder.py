@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The codec of qomni-nano and the training of Code2Wav, part "voice".
 
-    python3 tools/nano/vocoder.py WORK
+    python3 tools/nano/vocoder.py WORK [STEPS]
 
 What is spoken is made of units: a text token is a unit if it is a word of the
 world or a letter (spoken as its name), any other token is a silent frame, the
@@ -438,7 +438,7 @@ def judge(voice, nano, codec, n=40):
     return told
 
 
-def main(work, steps=int(os.environ.get("NANO_VOICE_STEPS", "2200"))):
+def main(work, steps=2200):
     train.prepare()
     nano, where = Nano(work), train.device()
     codec = Codec(nano)
@@ -451,7 +451,7 @@ def main(work, steps=int(os.environ.get("NANO_VOICE_STEPS", "2200"))):
     lag[:BOOK] = 0
     voice.code_embedding.weight.register_hook(lambda g: g * lag)
     distance = Distance(where)
-    run = train.Run(nano, "voice", {"voice": voice}, steps, lr=2e-3,
+    run = train.Run(nano, "voice", {"voice": voice}, int(steps), lr=2e-3,
                     warmup=100, betas=(0.8, 0.95))
     for step in run:
         codes, sound = draw_batch(nano, codec, run.rng(step))
@@ -470,4 +470,4 @@ def main(work, steps=int(os.environ.get("NANO_VOICE_STEPS", "2200"))):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
