@@ -7,7 +7,7 @@ with media, and what the Hugging Face reference (transformers 5.23.0, CPU, float
 See README.md beside this file for what every fixture covers and for the pinned versions.
 """
 
-import argparse, base64, json, math, os, random, subprocess, sys, tempfile, time, zlib
+import argparse, base64, json, math, os, subprocess, sys, tempfile, time, zlib
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
