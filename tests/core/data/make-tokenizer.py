@@ -11,16 +11,17 @@ then the special ids decoded with and without special tokens.
 """
 import json
 import os
+import sys
 import unicodedata
 
 import regex
 from transformers import Qwen2Tokenizer
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../../tools/nano"))
+from layout import ADDED_TOKENS, PATTERN, byte_alphabet
+
 OUT = "tokenizer"
 MERGES = 460
-PATTERN = regex.compile(
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-
 TRAINING = """
 The tokenizer isn't hard to test: it's a matter of what we'd rather not have seen. They're sure, I'm sure, you've seen.
 Hello, world! Hello again; the user said hello to the assistant, and the system said nothing at all.
@@ -33,28 +34,11 @@ aaaaaaaaaaaaaaaa bbbbbbbb abababababab -------- ======== ........ !!!!!!!! \u300
 😀😀👍👍 👩‍👩‍👧 ½ ⅓ Ⅷ ١٢٣ 2024 3.14159
 """
 
-ADDED = [  # (text, special), in the published order
-    ("<|endoftext|>", True), ("<|im_start|>", True), ("<|im_end|>", True), ("<|object_ref_start|>", True),
-    ("<|object_ref_end|>", True), ("<|box_start|>", True), ("<|box_end|>", True), ("<|quad_start|>", True),
-    ("<|quad_end|>", True), ("<|vision_start|>", True), ("<|vision_end|>", True), ("<|vision_pad|>", True),
-    ("<|image_pad|>", True), ("<|video_pad|>", True), ("<tool_call>", False), ("</tool_call>", False),
-    ("<|fim_prefix|>", False), ("<|fim_middle|>", False), ("<|fim_suffix|>", False), ("<|fim_pad|>", False),
-    ("<|repo_name|>", False), ("<|file_sep|>", False), ("<tool_response>", False), ("</tool_response>", False),
-    ("<think>", False), ("</think>", False), ("<|audio_start|>", True), ("<|audio_end|>", True),
-    ("<tts_pad>", True), ("<tts_text_bos>", True), ("<tts_text_eod>", True), ("<tts_text_bos_single>", True),
-    ("<|audio_pad|>", True),
-]
 ODD = [  # flags that the published ones do not use
     ("<tool", {}), ("<left>", {"lstrip": True}), ("<right>", {"rstrip": True}),
     ("<both>", {"lstrip": True, "rstrip": True, "special": True}), ("word", {"single_word": True}),
     ("Zo\u00eb", {"normalized": True}), ("e\u0301\u0301", {}), ("<|x<think>|>", {"special": True}),
 ]
-
-
-def stand_ins():
-    keep = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [b for b in range(256) if b not in keep]
-    return {**{b: chr(b) for b in keep}, **{b: chr(256 + i) for i, b in enumerate(rest)}}
 
 
 def add(vocab, merges, a, b):
@@ -65,7 +49,7 @@ def add(vocab, merges, a, b):
 
 
 def train():
-    table = stand_ins()
+    table, _ = byte_alphabet()
     words = {w: 1000 for w in ("system", "user", "assistant")}
     for w in PATTERN.findall(TRAINING):
         words[w] = words.get(w, 0) + 1
@@ -116,10 +100,10 @@ def write():
     vocab, merges = train()
     assert sorted(vocab.values()) == list(range(len(vocab)))
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": False}
-    added = [{"content": t, **flags, "special": s} for t, s in ADDED] + [{"content": t, **flags, **f} for t, f in ODD]
+    added = [{"content": t, **flags, "special": s} for t, s in ADDED_TOKENS] + [{"content": t, **flags, **f} for t, f in ODD]
     config = {
         "added_tokens_decoder": {str(len(vocab) + i): a for i, a in enumerate(added)},
-        "additional_special_tokens": [t for t, special in ADDED if special],
+        "additional_special_tokens": [t for t, special in ADDED_TOKENS if special],
         "bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>", "unk_token": None,
         "tokenizer_class": "Qwen2Tokenizer", "add_prefix_space": False, "errors": "replace",
     }
