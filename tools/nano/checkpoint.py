@@ -42,10 +42,6 @@ SPEC = {
                      theta=10000),
 }
 
-# The audio tower, the vision tower, the Thinker without them, the Talker with
-# its code predictor, Code2Wav.
-PARTS = ("hear", "see", "think", "talk", "voice")
-
 WORD_SCALE = 0.5  # standard deviation of the components of a word vector
 
 
@@ -105,8 +101,9 @@ class Nano:
     # --- parts ----------------------------------------------------------------
 
     def new(self, part):
-        """The part as transformers makes it, float32, not initialised with
-        anything worth keeping."""
+        """"hear": the audio tower, "see": the vision tower, "think": the
+        Thinker, "talk": the Talker with its code predictor, "voice": Code2Wav;
+        in float32, with weights that are not worth keeping."""
         c = self.config
         if part == "hear":
             return hf.Qwen3OmniMoeAudioEncoder._from_config(

@@ -45,7 +45,6 @@ from recogniser import Recogniser, available, share_right
 
 RATE = 24000
 FRAME = 1920
-SHORT = 555  # samples that Code2Wav owes at the end
 BOOK = 512  # codes of a group
 VOICES = {"ethan": 100, "chelsie": 200}  # Hz
 VARIANTS = {  # espeak-ng's description of a voice

@@ -313,9 +313,6 @@ def draw_dialogue(rng, most=4):
     return ret
 
 
-SIGHT_QUESTIONS = ("what do you see", "what happens")
-
-
 def question_about_sight(rng):
     what = rng.randrange(6)
     shape = rng.choice(SHAPES)
