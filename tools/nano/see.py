@@ -404,8 +404,8 @@ def patch_loss(told, batch):
 # --- what it has learnt -------------------------------------------------------
 
 def decode(cells, rows, columns, marks):
-    """Cells [rows*columns, 160] -> [(colour, shape, row and column, x, y)]:
-    cells that speak, neighbours of one mind put together."""
+    """Cells [rows*columns, 160] -> [(colour, shape, row and column)]: cells
+    that speak, neighbours of one mind put together."""
     got = cells @ marks.read
     said = (got[:, marks.colours].sum(1) + got[:, marks.shapes].sum(1)) / 2
     left = {i for i in (said > 0.15).nonzero().flatten().tolist()}
@@ -417,15 +417,14 @@ def decode(cells, rows, columns, marks):
                 and abs(i % columns - c) <= 1
                 and (i == first or said[first] + said[i] < 1.4)]
         left.difference_update(near)
-        total, much = got[near].sum(0), said[near].sum()
-        if much < 0.5:
+        total = got[near].sum(0)
+        if said[near].sum() < 0.5:
             continue
-        x, y = (total[[marks.x, marks.y]] / much.clamp(min=1) + 1).tolist()
         found.append((
             world.COLOURS[total[marks.colours].argmax()],
             world.SHAPES[total[marks.shapes].argmax()],
             world.ROWS[total[marks.rows].argmax()] + " "
-            + world.COLUMNS[total[marks.columns].argmax()], x / 2, y / 2))
+            + world.COLUMNS[total[marks.columns].argmax()]))
     return found
 
 
@@ -467,14 +466,13 @@ def measure(tower, marks, n, seed="held out"):
             moved += right
             continue
         kinds += right
-        places += sorted(f[:3] for f in found) == sorted(
+        places += sorted(found) == sorted(
             (t.colour, t.shape, t.place) for t in scene.things)
         for t in scene.things:
             size = min(4, int(t.size * 10))
             small[size] = small.get(size, 0) + 1
-            lost[size] = lost.get(size, 0) + all(
-                f[:2] != (t.colour, t.shape)
-                or abs(f[3] - t.x) + abs(f[4] - t.y) > 0.06 for f in found)
+            lost[size] = lost.get(size, 0) + (
+                (t.colour, t.shape, t.place) not in found)
     return {"scenes": round(places / n, 4), "kinds": round(kinds / n, 4),
             "slices": round(moved / (n // 4), 4),
             "lost_by_size": {f"{10 * k}%": round(lost[k] / small[k], 4)
