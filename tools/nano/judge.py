@@ -276,7 +276,8 @@ def main():
                       f"{case['answer']!r}", flush=True)
         original, likeliest, drawn, drawn_end = listen(
             choose(cases, args.listen), nano, engine)
-        alike = equal(choose(cases, args.equal) + read_cases(SMALL), engine)
+        compared = choose(cases, args.equal) + read_cases(SMALL)
+        alike = equal(compared, engine)
 
     t = Table()
     t.least("wer", "words of clean voices taken wrongly",
@@ -322,6 +323,7 @@ def main():
     for kind, right in kinds.items():
         print(f"{kind:20} {right:.3f}")
     report(nano, "judge", original=original, kinds=kinds, cases=len(cases),
+           listened=len(choose(cases, args.listen)), compared=len(compared),
            table=[dict(zip(("name", "what", "value", "must", "aim", "met"), row))
                   for row in t.rows])
     sys.exit(not all(row[-1] for row in t.rows))

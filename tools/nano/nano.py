@@ -58,15 +58,19 @@ def page(work):
     lines = ["| | measured | must | aim |", "| --- | ---: | ---: | ---: |"]
     for row in told["table"]:
         value = f"{row['value']:.3f}"
-        lines.append(f"| {row['what']} | {value if row['met'] else f'**{value}**'}"
-                     f" | {row['must']:.3f} | {row['aim']:.3f} |")
-    lines += ["", f"{told['cases']} conversations; what must still be reached "
-              "is in bold. The recogniser gets "
-              f"{told['original']:.3f} of the original voices' words."]
+        if not row["met"]:
+            value = f"**{value}**"
+        lines.append(f"| {row['what']} | {value} | {row['must']:.3f} | "
+                     f"{row['aim']:.3f} |")
+    lines += ["", f"{told['cases']} conversations, {told['listened']} of them "
+              f"listened to, {told['compared']} compared with",
+              "transformers. What must still be reached is in bold. The "
+              "recogniser gets",
+              f"{told['original']:.3f} of the words of the original voices."]
     path = os.path.join(TREE, "docs", "nano.md")
     text = open(path).read()
     first, rest = text.split(BEGIN)
-    text = first + BEGIN + "\n" + "\n".join(lines) + "\n" + END + rest.split(END)[1]
+    text = "\n".join([first + BEGIN, *lines, END + rest.split(END)[1]])
     with open(path, "w") as f:
         f.write(text)
 
