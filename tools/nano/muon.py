@@ -19,15 +19,15 @@ class Muon(torch.optim.Optimizer):
 
     def state_dict(self):
         return {"adam": self.adam.state_dict(),
-                "momentum": [self.state[p]["momentum"]
-                             for p in self.param_groups[0]["params"]
-                             if p in self.state]}
+                "momentum": [self.state.get(p, {}).get("momentum")
+                             for p in self.param_groups[0]["params"]]}
 
     def load_state_dict(self, state):
         self.adam.load_state_dict(state["adam"])
         self.param_groups[1:] = self.adam.param_groups
         for p, m in zip(self.param_groups[0]["params"], state["momentum"]):
-            self.state[p]["momentum"] = m.to(p.device)
+            if m is not None:
+                self.state[p]["momentum"] = m.to(p.device)
 
     def zero_grad(self, set_to_none=True):
         super().zero_grad(set_to_none)
@@ -38,6 +38,8 @@ class Muon(torch.optim.Optimizer):
         lr = self.param_groups[0]["lr"]
         alike = {}
         for p in self.param_groups[0]["params"]:
+            if p.grad is None:
+                continue
             m = self.state[p].setdefault("momentum", torch.zeros_like(p))
             m.mul_(self.momentum).add_(p.grad)
             wanted = p.grad + self.momentum * m

@@ -529,8 +529,7 @@ def main():
         on_the_way = sum(patch_loss(head(x), batch)
                          for head, x in zip(heads, hidden[1:]))
         run.learn(main_loss + 0.1 * deep + 0.7 * on_the_way,
-                  cells=main_loss.detach(), deep=deep.detach(),
-                  patches=on_the_way.detach())
+                  cells=main_loss, deep=deep, patches=on_the_way)
         if run.done % 600 == 0:
             nano.save("see", tower.state_dict())
             print(measure(tower, marks, 120), flush=True)

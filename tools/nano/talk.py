@@ -423,8 +423,8 @@ def main(work, steps=1900):
         others = spell_out(model, z.flatten(0, 1)[frame], codes)
         sound = F.cross_entropy(others.transpose(1, 2), codes[:, 1:])
         wrong = (others.detach().argmax(-1) != codes[:, 1:]).float().mean()
-        run.learn(lag + 3 * sound + 0.02 * uneven, lag=lag.detach(),
-                  sound=sound.detach(), wrong=wrong, uneven=uneven.detach())
+        run.learn(lag + 3 * sound + 0.02 * uneven, lag=lag,
+                  sound=sound, wrong=wrong, uneven=uneven)
         if step % 500 == 499:
             nano.save("talk", model.state_dict())
             print(judge(model, nano, prompter, where, 100), flush=True)

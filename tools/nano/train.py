@@ -11,7 +11,12 @@
 Its state lies in the work directory as <name>.run.pt and is taken up again when
 the same command is given again. A run that has finished and is asked for more
 steps goes on from its last weights on a new slope of the learning rate.
+
+Under `torchrun --nproc-per-node N` every process draws batches of its own and
+the gradients are averaged: a step then learns from N of them.
 """
+import copy
+import fcntl
 import json
 import math
 import os
@@ -20,6 +25,7 @@ import sys
 import time
 
 import torch
+import torch.distributed as dist
 
 
 def prepare(threads=None):
@@ -27,6 +33,21 @@ def prepare(threads=None):
     than they tell."""
     torch.set_num_threads(threads or int(os.environ.get("NANO_THREADS", "1")))
     torch.set_flush_denormal(True)
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def first(make):
+    """What make() returns; where there are several processes, the first is
+    done with it before the others begin."""
+    ret = make() if not rank() else None
+    if dist.is_initialized():
+        dist.barrier()
+    return make() if rank() else ret
 
 
 def device():
@@ -56,7 +77,8 @@ class Run:
             self._restore()
 
     def rng(self, step):
-        return random.Random(f"{self.name} {step}")
+        return random.Random(f"{self.name} {step}"
+                             + (f" {rank()}" if rank() else ""))
 
     def rate(self, step):
         """Cosine from lr to a twentieth of it, after a linear start."""
@@ -70,11 +92,13 @@ class Run:
         self.began_at = self.done
         while self.done < self.steps:
             yield self.done
-        self._save()
+        if not rank():
+            self._save()
 
     def learn(self, loss, **shown):
         """The gradient of `loss`, then one step; `shown`: numbers to print."""
         loss.backward()
+        self._share()
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         if torch.isfinite(norm):  # a broken batch is left out
             for group in self.optimizer.param_groups:
@@ -82,14 +106,26 @@ class Run:
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
-        for k, v in dict(loss=loss.detach(), **shown).items():
-            self.shown[k] = self.shown.get(k, 0.0) + float(v)
+        for k, v in dict(loss=loss, **shown).items():
+            self.shown[k] = self.shown.get(k, 0.0) + v.item()
         self.n_shown += 1
         now = time.monotonic()
+        if rank():
+            return
         if now - self.told > self.show_seconds or self.done == self.steps:
             self._tell(now)
         if now - self.saved > self.save_seconds:
             self._save()
+
+    def _share(self):
+        if not dist.is_initialized():
+            return
+        some = [p.grad for p in self.parameters if p.grad is not None]
+        flat = torch.cat([g.flatten() for g in some])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for g, mean in zip(some, flat.split([g.numel() for g in some])):
+            g.copy_(mean.view_as(g))
 
     def _tell(self, now):
         per_step = (now - self.began) / (self.done - self.began_at)
@@ -121,12 +157,27 @@ class Run:
         print(f"{self.name}: goes on at step {self.done}", file=sys.stderr)
 
 
+class Steady:
+    """The mean of a module's weights over its last few hundred steps, which is
+    better than any of them."""
+
+    def __init__(self, module, part=0.004):
+        self.module, self.part = copy.deepcopy(module).requires_grad_(False), part
+        self.pairs = list(self.module.parameters()), list(module.parameters())
+
+    @torch.no_grad()
+    def follow(self, step):
+        """After step number `step` of a run, the first being 0."""
+        torch._foreach_lerp_(*self.pairs, max(self.part, 1 / (step + 1)))
+
+
 def report(nano, name, **numbers):
-    """Adds what a stage measured to report.json."""
-    path = nano.path("report.json")
-    told = json.load(open(path)) if os.path.exists(path) else {}
-    told[name] = dict(told.get(name, {}), **numbers)
-    with open(path + ".new", "w") as f:
+    """Adds what a stage measured to report.json; others may do so, too."""
+    with open(nano.path("report.json"), "a+") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        f.seek(0)
+        told = json.loads(f.read() or "{}")
+        told[name] = dict(told.get(name, {}), **numbers)
+        f.truncate(0)
         json.dump(told, f, indent=2, sort_keys=True)
         f.write("\n")
-    os.replace(path + ".new", path)
