@@ -9,14 +9,19 @@ word where a word was recognised, <|box_start|>'s where words are spoken that
 are not of the world, and <|audio_pad|>'s elsewhere. Which word was said when
 is found by CTC: the likelihood of a class is that of its vector under a normal
 distribution around the tower's vector, so that what is likely is also what is
-near; a second, small error pulls every vector to the mean of the classes'
-vectors under those likelihoods. CTC takes long to find out where the words are;
-therefore the first steps hear single words between silences, where that is
-known.
+near. CTC takes long to find out where the words are; therefore the first steps
+hear single words between silences, where that is known.
+
+The convolutions see one second at a time, and nothing tells the layers after
+them which second follows which. A word that is cut by the end of a second can
+only be put together by who knows the order: later the Thinker, here a reader,
+some convolutions over the tower's vectors that are thrown away in the end. What
+the reader makes of the vectors is what must be right first of all; that the
+vectors alone are right comes second, and that they are near those of words
+third.
 
     encode(tower, clips)    -> for every clip of samples, its vectors
 """
-import copy
 import math
 import random
 import sys
@@ -24,16 +29,19 @@ import sys
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import sound
 import train
 import world
 from checkpoint import Nano
+from muon import Muon
 
-STEPS = 14000
+STEPS = 16000
+RATE = 2e-3
 SECONDS = 64  # of sound in a step
 KAPPA = 0.25  # inverse variance of a vector around its class's
-PULL = 1.0  # weight of the second error at the end, from nothing
+ALONE, PULL = 0.4, 0.3  # weights of the second and the third error
 EASY = 400  # steps that hear single words at known times
 WINDOW = 104  # tokens that see each other
 CHUNK = 100  # frames that the convolutions see at once: 13 tokens
@@ -121,7 +129,8 @@ def forward(tower, clips):
         a, y = layer.self_attn, layer.self_attn_layer_norm(x)
         q, k, v = (p(y).unflatten(2, (a.num_heads, -1)).transpose(1, 2)
                    for p in (a.q_proj, a.k_proj, a.v_proj))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        y = (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).masked_fill(
+            ~seen, -1e4).softmax(-1).to(v.dtype) @ v
         x = x + a.out_proj(y.transpose(1, 2).flatten(2))
         x = x + layer.fc2(F.gelu(layer.fc1(layer.final_layer_norm(x))))
     x = x.flatten(0, 1).index_select(0, places)
@@ -164,6 +173,29 @@ def initialise(tower):
     return tower
 
 
+class Reader(nn.Module):
+    """Vectors of clips [clips, tokens, n] -> better ones, from eight tokens to
+    either side."""
+
+    def __init__(self, n, wide=320, kernel=9, blocks=2):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.ModuleDict({
+            "norm": nn.LayerNorm(n), "up": nn.Linear(n, 2 * wide),
+            "mix": nn.Conv1d(wide, wide, kernel, padding=kernel // 2,
+                             groups=wide),
+            "down": nn.Linear(wide, n)}) for _ in range(blocks))
+        for b in self.blocks:
+            nn.init.zeros_(b["down"].weight)
+            nn.init.zeros_(b["down"].bias)
+
+    def forward(self, x):
+        for b in self.blocks:
+            y = F.glu(b["up"](b["norm"](x)))
+            y = F.gelu(b["mix"](y.transpose(1, 2))).transpose(1, 2)
+            x = x + b["down"](y)
+        return x
+
+
 # --- classes ------------------------------------------------------------------
 
 class Classes:
@@ -203,11 +235,6 @@ def wrong_words(said, heard):
 
 
 # --- training -----------------------------------------------------------------
-
-def vectors_of(tower, clips):
-    with torch.autocast(train.device().type, torch.bfloat16):
-        return forward(tower, clips).float()
-
 
 def batch(draw, rng):
     """Clips and their targets, as many as SECONDS hold."""
@@ -257,7 +284,8 @@ class Words:
 
     def error(self, tower, rng):
         clips, targets = batch(self.draw, rng)
-        logits = self.classes.logits(vectors_of(tower, clips))
+        with torch.autocast(train.device().type, torch.bfloat16):
+            logits = self.classes.logits(forward(tower, clips).float())
         return F.cross_entropy(logits, torch.cat(targets).to(logits.device))
 
 
@@ -286,22 +314,37 @@ class Examples:
                    for w in sound.hear_words(text, runs=False)]
 
 
-def errors(tower, classes, clips, targets):
-    """The CTC error per word and the squared distance, per component, to the
-    mean of the likely, where there is no word and where there is one."""
-    out = vectors_of(tower, clips)
-    chances = classes.logits(out).log_softmax(1)
+def laid_out(values, lengths):
+    """[n, …] of clips end to end -> [clips, tokens, …]"""
+    return nn.utils.rnn.pad_sequence(values.split(lengths), batch_first=True)
+
+
+def ctc(chances, lengths, targets):
+    """The CTC error per word: log chances [clips, tokens, classes], the tokens
+    and the classes of every clip."""
+    error = F.ctc_loss(
+        chances.transpose(0, 1),
+        torch.tensor(sum(targets, []), device=chances.device),
+        torch.tensor(lengths), torch.tensor([len(t) for t in targets]),
+        reduction="sum", zero_infinity=True)
+    return error / max(1, sum(map(len, targets)))
+
+
+def errors(tower, reader, classes, clips, targets):
+    """The CTC error per word of what the reader reads, that of the vectors
+    alone, and their squared distance, per component, to the mean of the likely,
+    where there is no word and where there is one."""
     lengths = [n_tokens(c.shape[1]) for c in clips]
-    padded = torch.nn.utils.rnn.pad_sequence(chances.split(lengths))
-    ctc = F.ctc_loss(padded, torch.tensor(sum(targets, []), device=out.device),
-                     torch.tensor(lengths),
-                     torch.tensor([len(t) for t in targets]),
-                     reduction="sum", zero_infinity=True)
+    with torch.autocast(train.device().type, torch.bfloat16):
+        out = forward(tower, clips).float()
+        read = reader(laid_out(out, lengths)).float()
+    chances = classes.logits(out).log_softmax(1)
     likely = chances.detach().exp()
     far = (out - likely @ classes.vectors).square().mean(1)
     spoken = 1 - likely[:, 0]
     pull = far.mean() + (far * spoken).sum() / spoken.sum().clamp(min=1)
-    return ctc / sum(map(len, targets)), pull / 2
+    return (ctc(classes.logits(read).log_softmax(2), lengths, targets),
+            ctc(laid_out(chances, lengths), lengths, targets), pull / 2)
 
 
 class Exam:
@@ -318,12 +361,14 @@ class Exam:
             self.noisy.append(sound.add_noise(
                 rng, s, rng.choice(("white", "pink", "babble")), 10))
 
-    def rates(self, tower, classes):
-        """Word error rates; and of the utterances with words that are not of
+    def rates(self, tower, reader, classes):
+        """Word error rates of what is read; and of the utterances with words that are not of
         the world, the part where that is noticed."""
         ret = {}
         for room, clips in (("", self.clean), ("_10dB", self.noisy)):
-            heard = [classes.words(v) for v in encode(tower, clips)]
+            with torch.no_grad():
+                heard = [classes.words(reader(v[None])[0])
+                         for v in encode(tower, clips)]
             ret["word_error_rate" + room] = (
                 sum(map(wrong_words, self.said, heard))
                 / sum(map(len, self.said)))
@@ -342,31 +387,35 @@ def main(work, steps=STEPS):
     classes = Classes(nano)
     examples = Examples(sound.Clips(work), classes)
     exam = Exam(work)
-    tower = initialise(nano.new("hear")).to(train.device())
+    tower = initialise(nano.new("hear"))
     nano.begin("hear", tower)
-    steady = copy.deepcopy(tower).requires_grad_(False)  # the weights' mean
-    run = train.Run(nano, "hear", {"tower": tower, "steady": steady}, steps,
-                    lr=1.5e-3, warmup=200)
-    weights = list(tower.parameters()), list(steady.parameters())
+    torch.manual_seed(3)
+    both = nn.ModuleDict({"tower": tower, "reader": Reader(
+        classes.vectors.shape[1])}).to(train.device())
+    steady = train.Steady(both)
+    matrices = [p for p in both.parameters() if p.dim() == 2]
+    others = [p for p in both.parameters() if p.dim() != 2]
+    run = train.Run(nano, "hear", {"both": both, "steady": steady.module}, steps,
+                    warmup=200, lr=RATE, optimizer=Muon(matrices, others, RATE))
     words = None
     for step in run:
         if step < EASY:
             words = words or Words(classes)
             run.learn(words.error(tower, run.rng(step)))
         else:
-            ctc, pull = errors(tower, classes,
-                               *batch(examples.draw, run.rng(step)))
-            run.learn(ctc + PULL * step / steps * pull, ctc=ctc, pull=pull)
-        with torch.no_grad():
-            torch._foreach_lerp_(weights[1], weights[0],
-                                 max(0.003, 1 / (step + 1)))
-        if step % 500 == 499:
-            print(f"hear {step + 1}  " + "  ".join(
-                f"{k} {v:.4f}" for k, v in exam.rates(steady, classes).items()),
-                flush=True)
-            nano.save("hear", steady.state_dict())
-    nano.save("hear", steady.state_dict())
-    train.report(nano, "hear", steps=run.done, **exam.rates(steady, classes))
+            read, alone, pull = errors(*both.values(), classes, *batch(
+                examples.draw, run.rng(step)))
+            run.learn(read + ALONE * alone + PULL * pull,
+                      read=read, alone=alone, pull=pull)
+        steady.follow(step)
+        if run.done % 500 == 0:
+            rates = exam.rates(*steady.module.values(), classes)
+            print(f"hear {run.done}  " + "  ".join(
+                f"{k} {v:.4f}" for k, v in rates.items()), flush=True)
+            nano.save("hear", steady.module["tower"].state_dict())
+    nano.save("hear", steady.module["tower"].state_dict())
+    train.report(nano, "hear", steps=run.done,
+                 **exam.rates(*steady.module.values(), classes))
 
 
 if __name__ == "__main__":

@@ -355,10 +355,11 @@ def spoil(rng, samples, most=1.0):
     samples = samples / max(1e-3, float(np.abs(samples).max()))
     if rng.random() < 0.4 * most:
         samples = _filtered(rng, samples, g)
-    if rng.random() < 0.65 * most:
+    if rng.random() < 0.75 * most:
         kind = rng.choice(NOISES)
         least = 5 if kind == "babble" else 0
-        samples = add_noise(rng, samples, kind, rng.uniform(least, 40))
+        samples = add_noise(rng, samples, kind, rng.uniform(
+            least, rng.choice((18, 40))))
     if rng.random() < 0.05 * most:  # clicks
         at = g.integers(0, len(samples), rng.randint(1, 12))
         samples[at] += g.uniform(-1, 1, len(at)).astype(np.float32)
