@@ -100,12 +100,16 @@ class Lessons:
     # --- with sights ----------------------------------------------------------
 
     def _sight(self, rng, first, ask):
-        """A first question, with a sight, and more questions about it."""
-        turns = [first]
-        for _ in range(rng.choice((0, 1, 2, 3, 4, 6))):
+        """A first question, with a sight, and more questions about it: many,
+        because they cost less than the sight."""
+        turns, asked = [first], set()
+        for _ in range(rng.choice((0, 2, 4, 6, 8, 10))):
             e = ask(rng)
             if rng.random() < 0.1:
                 e = world.draw_exchange(rng)
+            elif e.question in asked and rng.random() < 0.9:
+                continue
+            asked.add(e.question)
             spoken = e.kind != "refuse" and rng.random() < 0.15
             turns.append(([self._ask(rng, e.question, spoken)], e.answer))
         if rng.random() < 0.08:

@@ -29,9 +29,9 @@ from prompts import Picture, Sound, Video
 
 LEVELS = 2  # of DeepStack
 PER_SECOND = prompts.PER_SECOND
-POOLS = {"sound": dict(sounds=8000, silences=150, pictures=2400, videos=400),
+POOLS = {"sound": dict(sounds=30000, silences=300, pictures=6000, videos=700),
          "sound-far": dict(sounds=560, silences=40, pictures=200, videos=60)}
-SPOILT = {"sound": (0, 0.5, 1), "sound-far": (0,)}
+SPOILT = {"sound": (0, 0.5, 1, 1), "sound-far": (0,)}
 NUMBERS = {world.say(n): n for n in range(-world.LARGEST, world.LARGEST + 1)}
 
 
@@ -107,7 +107,7 @@ class Imitated:
             made.rows.append(k)
             made.ids.append(self.blank)
             made.weights.append(rest)
-        return Sound(made.n, made)
+        return Sound(made.n, made, sound.hear_words(text))
 
     # --- sights ---------------------------------------------------------------
 
@@ -287,8 +287,8 @@ class Recorded(Imitated):
     def sound(self, rng, text, least=0):
         if text not in self.texts or rng.random() > max(self.rate, 0.9):
             return super().sound(rng, text, least)
-        rows = rng.choice(self.texts[text])["rows"]
-        return Sound(len(rows), rows)
+        s = rng.choice(self.texts[text])
+        return Sound(len(s["rows"]), s["rows"], s["heard"])
 
     def picture(self, rng):
         if rng.random() > self.rate:
@@ -305,19 +305,21 @@ class Recorded(Imitated):
 
 def pool(nano, name):
     """{"sounds", "pictures", "videos"} of the towers there are, kept in a file
-    until a tower changes. `name` is that of the recordings, too: what is named
-    sound-far are voices and pictures that nothing is trained on."""
+    until a tower or a number changes. `name` is that of the recordings, too:
+    what is named sound-far are voices and pictures that nothing is trained on.
+    """
     path, n = nano.path(f"pool-{name}.pt"), POOLS[name]
     made = torch.load(path, weights_only=False) if os.path.exists(path) else {}
-    marks = {part: _mark(nano.path(f"{part}.pt")) for part in ("hear", "see")}
-    old = made.get("marks", {})
-    if old.get("hear") != marks["hear"]:
+    heard = [_mark(nano.path("hear.pt")), n["sounds"], n["silences"]]
+    seen = [_mark(nano.path("see.pt")), n["pictures"], n["videos"]]
+    old = made.get("heard"), made.get("seen")
+    if old[0] != heard:
         made["sounds"] = _record(nano, name, n["sounds"], n["silences"])
-    if old.get("see") != marks["see"]:
+    if old[1] != seen:
         made["pictures"] = _draw(nano, name, "picture", n["pictures"])
         made["videos"] = _draw(nano, name, "video", n["videos"])
-    if old != marks:
-        made["marks"] = marks
+    if old != (heard, seen):
+        made["heard"], made["seen"] = heard, seen
         torch.save(made, path + ".new")
         os.replace(path + ".new", path)
     return made

@@ -25,6 +25,7 @@ FRAME_PIXELS = (128 * 32 * 32, 768 * 32 * 32)
 class Sound:
     tokens: int
     rows: object = None  # what features() of whoever made it understands
+    words: list = field(default_factory=list)  # that can be heard in it
 
 
 @dataclass

@@ -10,6 +10,11 @@ are sorted by length and laid side by side in a few groups, so that everything
 but the attention runs over one flat list of tokens. The forward pass uses the
 reference's own weights and equals its forward pass; only what an answer needs is
 computed in the last layer.
+
+A word that is cut by the end of a second reaches the Thinker in two halves,
+because the audio tower does not know how seconds follow each other. Therefore
+an ear, thrown away afterwards, must find the words said, by CTC, in what half
+of the layers have made of the sound.
 """
 import random
 import sys
@@ -18,6 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+import hear
 import lessons
 import media
 import prompts
@@ -29,7 +35,9 @@ from muon import Muon
 BALANCE = 2e-3  # weight of the load balancing loss
 TOKENS = 4000  # of a step
 STEPS = {"imitated": 3000, "real": 1800}
-KINDS = {"typed": 26, "spoken": 24, "transcribe": 18, "picture": 25, "video": 7}
+KINDS = {"typed": 24, "spoken": 28, "transcribe": 22, "picture": 20, "video": 6}
+EAR = 2  # layers before the ear
+HEARD = 0.1  # weight of the error of the ear
 RATE = {"imitated": 2.5e-3, "real": 1.4e-3}
 
 
@@ -190,10 +198,13 @@ class Batch:
         x = nano.words[torch.from_numpy(ids)]
         sounds = [s for p in pages for s in p.sounds]
         sights = [s for p in pages for s in p.sights]
+        self.sounds, self.heard = sounds, None
         self.seen = self.deep = None
         if sounds:
-            heard = ids == nano.id("<|audio_pad|>")
-            x[torch.from_numpy(heard)] = media.features(nano, sounds, g)[0]
+            heard = torch.from_numpy(np.flatnonzero(
+                ids == nano.id("<|audio_pad|>")))
+            x[heard] = media.features(nano, sounds, g)[0]
+            self.heard = heard.to(device)
         if sights:
             seen = torch.from_numpy(np.flatnonzero(
                 (ids == nano.id("<|image_pad|>"))
@@ -234,17 +245,19 @@ class Mind:
         self.axis = torch.zeros(half, dtype=torch.long)
         self.axis[1:3 * h:3], self.axis[2:3 * w:3] = 1, 2
 
-    def optimizer(self, lr):
+    def optimizer(self, lr, ear):
         layers = self.language.layers
         matrices = [p for name, p in layers.named_parameters()
                     if p.dim() > 1 and "gate.weight" not in name]
         others = [p for p in layers.parameters() if p.dim() == 1]
         others += [m.mlp.gate.weight for m in layers]
         others += [self.language.norm.weight, self.head.weight]
+        others += ear.parameters()
         return Muon(matrices, others, lr)
 
     def modules(self):
-        return {"language": self.language, "head": self.head}
+        return torch.nn.ModuleDict({"language": self.language,
+                                    "head": self.head})
 
     def state(self):
         state = {f"model.language_model.{k}": v
@@ -253,15 +266,18 @@ class Mind:
         return state
 
     def forward(self, batch):
-        """Logits at batch.rows and the load balancing loss."""
+        """Logits at batch.rows, the load balancing loss and what the ear is
+        given."""
         c, dtype, eps = self.config, self.dtype, self.config.rms_norm_eps
         heads, kv, size = (c.num_attention_heads, c.num_key_value_heads,
                            c.head_dim)
         angle = batch.places[self.axis].t() * self.speed  # [tokens, size / 2]
         cos, sin = angle.cos(), angle.sin()
-        x, balance = batch.x, 0.0
+        x, balance, heard = batch.x, 0.0, None
         last = len(self.language.layers) - 1
         for k, layer in enumerate(self.language.layers):
+            if k == EAR and batch.heard is not None:
+                heard = x[batch.heard]
             a, m = layer.self_attn, layer.mlp
             n = Norm.apply(x, layer.input_layernorm.weight, eps, dtype)
             qkv = Linear.apply(n, torch.cat((
@@ -288,7 +304,7 @@ class Mind:
             if batch.seen is not None and k < len(batch.deep):
                 x = x.index_add(0, batch.seen, batch.deep[k])
         n = Norm.apply(x, self.language.norm.weight, eps, dtype)
-        return Linear.apply(n, self.head.weight).float(), balance
+        return Linear.apply(n, self.head.weight).float(), balance, heard
 
     def _attend(self, groups, qk, v):
         """In float32: what one core does fastest."""
@@ -303,6 +319,28 @@ class Mind:
             out.append(F.scaled_dot_product_attention(
                 q, key, v, is_causal=True).transpose(1, 2).reshape(b * n, -1))
         return torch.cat(out)
+
+
+class Ear(torch.nn.Module):
+    def __init__(self, nano):
+        super().__init__()
+        self.classes = hear.Classes(nano)
+        n = self.classes.vectors.shape
+        self.norm = torch.nn.LayerNorm(n[1])
+        self.read = torch.nn.Linear(*n[::-1])
+        with torch.no_grad():
+            self.read.weight.copy_(hear.KAPPA * self.classes.vectors)
+            self.read.bias.zero_()
+
+    def error(self, batch, heard):
+        """By CTC, per word."""
+        if heard is None:
+            return torch.zeros(())
+        lengths = [s.tokens for s in batch.sounds]
+        chances = self.read(self.norm(heard)).log_softmax(1)
+        return hear.ctc(
+            hear.laid_out(chances, lengths), lengths,
+            [[self.classes.index[w] for w in s.words] for s in batch.sounds])
 
 
 def draw_batch(nano, teacher, layout, rng, tokens):
@@ -320,7 +358,7 @@ def marks(mind, batch):
     """For every answer of a batch (right, ids wanted, ids written instead):
     whether greedy decoding would write it just so, which is whether every token
     is the likeliest after the right ones before it."""
-    logits, _ = mind.forward(batch)
+    logits, *_ = mind.forward(batch)
     got, want = logits.argmax(1).tolist(), batch.labels.tolist()
     rows = batch.rows.cpu().numpy()
     first = np.flatnonzero(np.diff(rows, prepend=-9) != 1).tolist()
@@ -377,25 +415,39 @@ def main(work, stage="imitated", steps=0):
     layout = prompts.Prompts(nano)
     teacher = examiner = lessons.Lessons(media.Imitated(nano), KINDS)
     if stage == "real":
-        teacher = lessons.Lessons(media.Recorded(
-            nano, media.pool(nano, "sound"), 0.8), KINDS)
-        examiner = lessons.Lessons(media.Recorded(
-            nano, media.pool(nano, "sound-far"), 1.0), KINDS)
-    run = train.Run(nano, f"think-{stage}", mind.modules(),
-                    int(steps) or STEPS[stage], warmup=60, lr=RATE[stage],
-                    optimizer=mind.optimizer(RATE[stage]))
+        teacher, examiner = (lessons.Lessons(media.Recorded(
+            nano, train.first(lambda: media.pool(nano, name)), rate), KINDS)
+            for name, rate in (("sound", 0.8), ("sound-far", 1.0)))
+    ear = Ear(nano).to(train.device())
+    steady = train.Steady(mind.modules())
+    run = train.Run(nano, f"think-{stage}", {
+        "mind": mind.modules(), "ear": ear, "steady": steady.module},
+        int(steps) or STEPS[stage], warmup=60, lr=RATE[stage],
+        optimizer=mind.optimizer(RATE[stage], ear))
     for step in run:
         batch = draw_batch(nano, teacher, layout, run.rng(step), TOKENS)
-        logits, balance = mind.forward(batch)
+        logits, balance, heard = mind.forward(batch)
         loss = F.cross_entropy(logits, batch.labels)
+        missed = ear.error(batch, heard)
         right = logits.detach().argmax(1) == batch.labels
-        run.learn(loss + BALANCE * balance, words=loss,
-                  right=right.float().mean())
+        run.learn(loss + BALANCE * balance + HEARD * missed, words=loss,
+                  heard=missed, right=right.float().mean())
+        steady.follow(step)
         if run.done % 400 == 0 and run.done < run.steps:
-            nano.save("think", mind.state())
-            report(nano, mind, examiner, layout, 60)
+            keep(nano, mind, steady, examiner, layout, 60)
+    keep(nano, mind, steady, examiner, layout, 400)
+
+
+def keep(nano, mind, steady, examiner, layout, count):
+    """Saves the steady weights and tells how good they are."""
+    if train.rank():
+        return
+    late = mind.modules().state_dict()
+    late = {k: v.clone() for k, v in late.items()}
+    mind.modules().load_state_dict(steady.module.state_dict())
     nano.save("think", mind.state())
-    report(nano, mind, examiner, layout, 400)
+    report(nano, mind, examiner, layout, count)
+    mind.modules().load_state_dict(late)
 
 
 if __name__ == "__main__":
