@@ -6,8 +6,9 @@
     nano.py WORK STAGE [STAGE...]   these, done or not
     nano.py WORK --adopt            begins with the weights in the tree
 
-A stage that was cut off goes on where it was. WORK keeps everything between
-runs (about 6 GB); deleting it starts anew.
+A stage that was cut off goes on where it was. Stages that do not need each other
+run at the same time, as many as there are processors or --jobs says. WORK keeps
+everything between runs (about 6 GB); deleting it starts anew.
 """
 import argparse
 import json
@@ -22,18 +23,22 @@ TREE = os.path.dirname(os.path.dirname(HERE))
 MODEL = os.path.join(TREE, "models", "qomni-nano")
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
-STAGES = {  # in an order that works; name: (command, what it does)
-    "sound": (["sound.py"], "voices say the training sentences"),
-    "hear": (["hear.py"], "the audio tower learns words"),
-    "see": (["see.py"], "the vision tower learns things and places"),
-    "imitate": (["think.py"], "the Thinker learns from imitated towers"),
-    "think": (["think.py", "real"], "the Thinker learns from the real ones"),
-    "voice": (["vocoder.py"], "Code2Wav learns two voices"),
-    "talk": (["talk.py"], "the Talker learns to read aloud"),
-    "export": (["nano.py", "--export"], "the checkpoint is written"),
-    "heldout": (["heldout.py"], "questions nobody has trained on are made"),
-    "judge": (["judge.py", MODEL], "the engine answers them"),
-    "page": (["nano.py", "--page"], "the table in docs/nano.md is written"),
+STAGES = {  # name: (what it does, the command, the stages it needs)
+    "sound": ("voices say the training sentences", ["sound.py"], []),
+    "see": ("the vision tower learns things and places", ["see.py"], []),
+    "hear": ("the audio tower learns words", ["hear.py"], ["sound"]),
+    "imitate": ("the Thinker learns from imitated towers", ["think.py"], []),
+    "voice": ("Code2Wav learns two voices", ["vocoder.py"], []),
+    "think": ("the Thinker learns from the real ones", ["think.py", "real"],
+              ["hear", "see", "imitate"]),
+    "talk": ("the Talker learns to read aloud", ["talk.py"], ["voice"]),
+    "heldout": ("questions nobody has trained on are made", ["heldout.py"], []),
+    "export": ("the checkpoint is written", ["nano.py", "--export"],
+               ["think", "talk"]),
+    "judge": ("the engine answers them", ["judge.py", MODEL],
+              ["export", "heldout"]),
+    "page": ("the table in docs/nano.md is written", ["nano.py", "--page"],
+             ["judge"]),
 }
 
 
@@ -75,12 +80,50 @@ def page(work):
         f.write(text)
 
 
+def run(work, names, jobs):
+    """Whether all went well. A judgement that something falls short is told on
+    the page as well; any other failure ends all."""
+    # Many small tensors: giving memory back after each costs half the time.
+    env = dict(os.environ, MALLOC_MMAP_MAX_="0",
+               MALLOC_TRIM_THRESHOLD_="4000000000",
+               MALLOC_TOP_PAD_="200000000", OMP_NUM_THREADS="1")
+    left, running, short = list(names), {}, False
+    while left or running:
+        for name in list(left):
+            what, command, needs = STAGES[name]
+            if len(running) >= jobs or any(n in left or n in running
+                                           for n in needs):
+                continue
+            left.remove(name)
+            print(f"--- {name}: {what}", flush=True)
+            running[name] = time.time(), subprocess.Popen(
+                [sys.executable, os.path.join(HERE, command[0]), work,
+                 *command[1:]], env=env)
+        time.sleep(0.2)
+        for name, (started, process) in list(running.items()):
+            status = process.poll()
+            if status is None:
+                continue
+            del running[name]
+            if status and name != "judge":
+                for _, other in running.values():
+                    other.terminate()
+                sys.exit(f"{name} failed")
+            short |= bool(status)
+            print(f"--- {name}: {(time.time() - started) / 60:.0f} minutes",
+                  flush=True)
+            open(os.path.join(work, f"{name}.done"), "w").close()
+    return not short
+
+
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("work")
     parser.add_argument("stages", nargs="*", metavar="STAGE",
                         help=", ".join(STAGES))
+    parser.add_argument("--jobs", metavar="N", type=int,
+                        default=os.cpu_count())
     parser.add_argument("--adopt", action="store_true")
     parser.add_argument("--export", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--page", action="store_true", help=argparse.SUPPRESS)
@@ -95,28 +138,11 @@ def main():
         if name not in STAGES:
             parser.error(f"no stage '{name}', there are {', '.join(STAGES)}")
     os.makedirs(args.work, exist_ok=True)
-    # Many small tensors: giving memory back after each costs half the time.
-    env = dict(os.environ, MALLOC_MMAP_MAX_="0",
-               MALLOC_TRIM_THRESHOLD_="4000000000",
-               MALLOC_TOP_PAD_="200000000")
-    short = 0
-    for name in args.stages or STAGES:
-        done = os.path.join(args.work, f"{name}.done")
-        if not args.stages and os.path.exists(done):
-            continue
-        command, what = STAGES[name]
-        print(f"--- {name}: {what}", flush=True)
-        started = time.time()
-        status = subprocess.run([sys.executable, os.path.join(HERE, command[0]),
-                                 args.work, *command[1:]], env=env).returncode
-        if name == "judge":  # what falls short is told, on the page as well
-            short = status
-        elif status:
-            sys.exit(f"{name} failed")
-        print(f"--- {name}: {(time.time() - started) / 60:.0f} minutes",
-              flush=True)
-        open(done, "w").close()
-    sys.exit(short)
+    names = args.stages or [n for n in STAGES if not os.path.exists(
+        os.path.join(args.work, f"{n}.done"))]
+    from checkpoint import Nano
+    Nano(args.work)  # what all stages share, before they start side by side
+    sys.exit(not run(args.work, names, max(1, args.jobs)))
 
 
 if __name__ == "__main__":
