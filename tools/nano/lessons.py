@@ -74,7 +74,7 @@ class Lessons:
     def _recorded(self, rng):
         """Exchanges of which there are recordings."""
         kind = rng.choices(("sum", "switch", "repeat", "spell", "refuse"),
-                           (6, 3, 3, 1.5, 3))[0]
+                           (5, 3, 5, 2, 2))[0]
         ret = [self.studio.spoken(rng, kind)]
         while len(ret) < 4 and rng.random() < 0.45:
             e = None
@@ -82,7 +82,7 @@ class Lessons:
                 c = media.NUMBERS[ret[-1].answer.split(" is ")[1]]
                 e = self.studio.follow(rng, c)
             ret.append(e or self.studio.spoken(rng, rng.choices(
-                ("sum", "switch", "repeat", "refuse"), (3, 1, 1, 1))[0]))
+                ("sum", "switch", "repeat", "refuse"), (3, 1, 2, 1))[0]))
         return ret
 
     def _transcribe(self, rng):

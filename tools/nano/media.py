@@ -74,6 +74,8 @@ class Imitated:
         return going_on(c, op, world.say(d))
 
     def utterance(self, rng):
+        if rng.random() < 0.4:
+            return sound.draw_hard(rng)[1]
         return world.draw_utterance(rng)
 
     def sound(self, rng, text, least=0):

@@ -104,17 +104,35 @@ def _draw_refusal(rng):
             return text
 
 
+def draw_hard(rng):
+    """(kind, text, answer) of words that no sentence helps to guess."""
+    what = rng.random()
+    words = " ".join(rng.choice(world.WORDS) for _ in range(rng.randint(1, 8)))
+    if what < 0.4:
+        words = " ".join(words.split()[:6])
+        return "repeat", "repeat after me " + words, words
+    if what < 0.5:
+        e = world.draw_exchange(rng, "spell")
+        return e.kind, e.question, e.answer
+    if what < 0.65:
+        words = " ".join(rng.choice(world.DIGITS)
+                         for _ in range(rng.randint(1, 8)))
+    return "say", words, ""
+
+
 def draw_said(rng):
     """(kind, text, answer): an exchange's, with its answer; "ask", about a
     picture; "say", any words."""
     what = rng.random()
-    if what < 0.40:
+    if what < 0.30:
+        return draw_hard(rng)
+    if what < 0.60:
         e = world.draw_exchange(rng, rng.choices(
             ("sum", "switch", "repeat", "spell"), (4, 4, 2, 1))[0])
         return e.kind, e.question, e.answer
-    if what < 0.53:
+    if what < 0.70:
         return "refuse", _draw_refusal(rng), world.REFUSAL
-    if what < 0.62:
+    if what < 0.77:
         return "ask", world.question_about_sight(rng), ""
     return "say", world.draw_utterance(rng), ""
 

@@ -34,8 +34,8 @@ from muon import Muon
 
 BALANCE = 2e-3  # weight of the load balancing loss
 TOKENS = 4000  # of a step
-STEPS = {"imitated": 3000, "real": 1800}
-KINDS = {"typed": 24, "spoken": 28, "transcribe": 22, "picture": 20, "video": 6}
+STEPS = {"imitated": 3000, "real": 8000}
+KINDS = {"typed": 16, "spoken": 24, "transcribe": 38, "picture": 19, "video": 3}
 EAR = 2  # layers before the ear
 HEARD = 0.1  # weight of the error of the ear
 RATE = {"imitated": 2.5e-3, "real": 1.4e-3}
