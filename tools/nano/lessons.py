@@ -124,9 +124,15 @@ class Lessons:
 
     def _picture(self, rng):
         scene, picture = self.studio.picture(rng)
+        while len(scene.things) < 3 and rng.random() < 0.6:
+            scene, picture = self.studio.picture(rng)
 
-        def ask(rng):
-            return world.ask_scene(rng, scene)
+        def ask(rng):  # counting is what is hard
+            e = world.ask_scene(rng, scene)
+            while rng.random() < 0.5 and not e.question.startswith(
+                    ("what do", "how many")):
+                e = world.ask_scene(rng, scene)
+            return e
 
         first = [picture], world.describe(scene)
         if rng.random() < 0.88:
