@@ -3,7 +3,9 @@
 """Makes the conversations of the acceptance test: voices, pictures, sentences
 and seeds that no training sees, and the answers that are right.
 
-    heldout.py WORK               the large set, into WORK/heldout
+    heldout.py WORK               the large set, into WORK/heldout; with
+                                  --seed WORD another one like it: one whose
+                                  answers were looked at judges no more
     heldout.py WORK --smoke DIR   the small one of the tree's tests, into DIR
 
 A set is a directory of conversations as `qomni generate` reads them, the media
@@ -336,13 +338,14 @@ def main():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("work")
     parser.add_argument("--smoke", metavar="DIR")
+    parser.add_argument("--seed", metavar="WORD", default="heldout 2")
     args = parser.parse_args()
     assert not any(world.is_of_the_world(s) for s in STRANGE)
     small = args.smoke is not None
     book = Book(args.smoke or os.path.join(args.work, "heldout"), small)
     for kind, counts in KINDS.items():
         for i in range(counts[small]):
-            seed = f"{'smoke' if small else 'heldout'} {kind} {i}"
+            seed = f"{'smoke' if small else args.seed} {kind} {i}"
             book.write(random.Random(seed), kind, i + 1)
         print(f"{kind}: {counts[small]}", flush=True)
     book.close()
