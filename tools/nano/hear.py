@@ -362,8 +362,8 @@ class Exam:
                 rng, s, rng.choice(("white", "pink", "babble")), 10))
 
     def rates(self, tower, reader, classes):
-        """Word error rates of what is read; and of the utterances with words that are not of
-        the world, the part where that is noticed."""
+        """Word error rates of what is read; and of the utterances with words
+        that are not of the world, the part where that is noticed."""
         ret = {}
         for room, clips in (("", self.clean), ("_10dB", self.noisy)):
             with torch.no_grad():
@@ -381,7 +381,7 @@ class Exam:
 
 def main(work, steps=STEPS):
     train.prepare()
-    sound.main(work)
+    train.first(lambda: sound.main(work))
     nano = Nano(work)
     steps = int(steps)
     classes = Classes(nano)
@@ -395,8 +395,9 @@ def main(work, steps=STEPS):
     steady = train.Steady(both)
     matrices = [p for p in both.parameters() if p.dim() == 2]
     others = [p for p in both.parameters() if p.dim() != 2]
-    run = train.Run(nano, "hear", {"both": both, "steady": steady.module}, steps,
-                    warmup=200, lr=RATE, optimizer=Muon(matrices, others, RATE))
+    run = train.Run(nano, "hear", {"both": both, "steady": steady.module},
+                    steps, warmup=200, lr=RATE,
+                    optimizer=Muon(matrices, others, RATE))
     words = None
     for step in run:
         if step < EASY:
@@ -408,14 +409,20 @@ def main(work, steps=STEPS):
             run.learn(read + ALONE * alone + PULL * pull,
                       read=read, alone=alone, pull=pull)
         steady.follow(step)
-        if run.done % 500 == 0:
-            rates = exam.rates(*steady.module.values(), classes)
-            print(f"hear {run.done}  " + "  ".join(
-                f"{k} {v:.4f}" for k, v in rates.items()), flush=True)
-            nano.save("hear", steady.module["tower"].state_dict())
+        if run.done % 500 == 0 and run.done < run.steps:
+            keep(nano, run, steady, exam, classes)
+    keep(nano, run, steady, exam, classes)
+
+
+def keep(nano, run, steady, exam, classes):
+    """Saves the steady weights and tells how good they are."""
+    if train.rank():
+        return
     nano.save("hear", steady.module["tower"].state_dict())
-    train.report(nano, "hear", steps=run.done,
-                 **exam.rates(*steady.module.values(), classes))
+    rates = exam.rates(*steady.module.values(), classes)
+    print(f"hear {run.done}  " + "  ".join(
+        f"{k} {v:.4f}" for k, v in rates.items()), flush=True)
+    train.report(nano, "hear", steps=run.done, **rates)
 
 
 if __name__ == "__main__":

@@ -134,7 +134,7 @@ class Book:
         os.makedirs(path, exist_ok=True)
 
     def write(self, rng, kind, number):
-        self.rng = rng
+        self.rng, self.kind = rng, kind
         self.number, self.name, self.n_media = number, f"{kind}-{number}", 0
         self.hears_video = False
         messages, answer = getattr(self, kind.replace("-", "_"))(rng)
@@ -251,21 +251,11 @@ class Book:
         content = [self.say(words, noisy), *more]
         return [{"role": "user", "content": content}], answer
 
-    def sum(self, rng):
-        e = world.draw_exchange(rng, "sum")
+    def exchange(self, rng):
+        e = world.draw_exchange(rng, self.kind)
         return self.spoken(e.question, e.answer)
 
-    def switch(self, rng):
-        e = world.draw_exchange(rng, "switch")
-        return self.spoken(e.question, e.answer)
-
-    def repeat(self, rng):
-        e = world.draw_exchange(rng, "repeat")
-        return self.spoken(e.question, e.answer)
-
-    def spell(self, rng):
-        e = world.draw_exchange(rng, "spell")
-        return self.spoken(e.question, e.answer)
+    sum = switch = repeat = spell = exchange
 
     def follow(self, rng):
         return self.dialogue(rng, lambda q: [self.say(q)])

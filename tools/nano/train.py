@@ -12,8 +12,9 @@ Its state lies in the work directory as <name>.run.pt and is taken up again when
 the same command is given again. A run that has finished and is asked for more
 steps goes on from its last weights on a new slope of the learning rate.
 
-Under `torchrun --nproc-per-node N` every process draws batches of its own and
-the gradients are averaged: a step then learns from N of them.
+Under `torchrun --nproc-per-node N`, which hear.py and think.py are made for, every
+process draws batches of its own and the gradients are averaged: a step then
+learns from N of them.
 """
 import copy
 import fcntl
@@ -120,12 +121,14 @@ class Run:
     def _share(self):
         if not dist.is_initialized():
             return
-        some = [p.grad for p in self.parameters if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in some])
+        # What a batch did not need has no gradient here, but may elsewhere.
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None
+                           else p.grad).flatten() for p in self.parameters])
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
-        for g, mean in zip(some, flat.split([g.numel() for g in some])):
-            g.copy_(mean.view_as(g))
+        for p, mean in zip(self.parameters, flat.split(
+                [p.numel() for p in self.parameters])):
+            p.grad = mean.view_as(p)
 
     def _tell(self, now):
         per_step = (now - self.began) / (self.done - self.began_at)
@@ -162,7 +165,8 @@ class Steady:
     better than any of them."""
 
     def __init__(self, module, part=0.004):
-        self.module, self.part = copy.deepcopy(module).requires_grad_(False), part
+        self.module = copy.deepcopy(module).requires_grad_(False)
+        self.part = part
         self.pairs = list(self.module.parameters()), list(module.parameters())
 
     @torch.no_grad()
