@@ -171,7 +171,8 @@ class Book:
     def speech(self, words, noisy=False):
         """Samples of a voice that no training hears, the loudest at 0.5."""
         rng = self.rng
-        x = sound.speak(words, sound.draw_voice(rng, held_out=True))
+        x = sound.speak(sound.as_said(rng, words),
+                        sound.draw_voice(rng, held_out=True))
         level = x.std() * 10 ** (-NOISE_DB / 20)
         x = np.pad(x, [int(RATE * rng.uniform(0.1, 0.4)) for _ in range(2)])
         if noisy:

@@ -60,7 +60,8 @@ FLITE, FAR_FLITE = ("cmu_us_kal16", "cmu_us_rms", "cmu_us_slt"), "cmu_us_awb"
 # Words that are not of the world but sound like one that is. "to" does only
 # where nothing follows it.
 HOMOPHONES = {"too": "two", "their": "there", "no": "know", "write": "right",
-              "wear": "where", "won": "one", "eye": "i", "sea": "see"}
+              "wear": "where", "won": "one", "eye": "i", "sea": "see",
+              "oh": "zero"}
 UNKNOWN = "?"
 
 FASTEST = 6  # words per second that anybody says
@@ -79,6 +80,17 @@ def hear_words(text, runs=True):
         if not runs or word != UNKNOWN or ret[-1:] != [UNKNOWN]:
             ret.append(word)
     return ret
+
+
+def as_said(rng, text):
+    """Digits in a row as people say them: "four oh seven"."""
+    words = text.split()
+    if rng.random() < 0.4:
+        for k, w in enumerate(words):
+            if w == "zero" and any(n in world.DIGITS + ["oh"] for n in
+                                   words[max(0, k - 1):k] + words[k + 1:k + 2]):
+                words[k] = "oh"
+    return " ".join(words)
 
 
 def invent(rng):
@@ -447,10 +459,11 @@ def _make_shard(job):
             rng = random.Random(f"{name} {i}")
             voice = draw_voice(rng, held_out=name == "sound-far")
             kind, text, answer = draw_said(rng)
-            apart = len(text.split()) > 1 and "to" not in text.split() \
+            words = as_said(rng, text)
+            apart = len(words.split()) > 1 and "to" not in words.split() \
                 and rng.random() < 0.12
-            samples = (speak_apart(rng, text, voice) if apart
-                       else speak(text, voice))
+            samples = (speak_apart(rng, words, voice) if apart
+                       else speak(words, voice))
             samples = np.clip(np.round(samples * 32767), -32768, 32767)
             samples.astype(np.int16).tofile(f)
             said.append(dict(kind=kind, text=text, answer=answer,
