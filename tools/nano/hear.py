@@ -304,6 +304,8 @@ class Examples:
                 (sound.surround(rng, samples), self.clips.samples(i)))
             text += " " + self.clips.said[i]["text"]
         f = sound.features(sound.spoil(rng, samples))
+        if rng.random() < 0.5:
+            f = sound.bend(rng, f)
         for _ in range(rng.randint(0, 2)):  # a little of it is not there
             at, n = rng.randrange(f.shape[1]), rng.randint(1, 12)
             f[:, at:at + n] = float(f.min())

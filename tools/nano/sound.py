@@ -9,6 +9,7 @@ and the features of both.
     speak(text, voice)      -> samples, 16 kHz, float32
     spoil(rng, samples)     -> the same utterance in a worse room
     features(samples)       -> [128, F], what WhisperFeatureExtractor makes
+    bend(rng, features)     -> the same said by somebody else
     Clips(work)             -> the utterances that the command left, clean
 
 The voices are espeak-ng's (its English accents and its variants at many rates
@@ -404,17 +405,23 @@ def spoil(rng, samples, most=1.0):
 
 # --- features -----------------------------------------------------------------
 
-def _mel_filters():
-    """[201, 128]: triangles on Slaney's scale, of equal area."""
+def _mel_corners():
+    """In Hz, [130], equally far from each other on Slaney's scale."""
     mel = np.linspace(0, 15 + 27 * math.log(8) / math.log(6.4), 130)
-    hz = np.where(mel < 15, 200 * mel / 3,
-                  1000 * np.exp((mel - 15) * math.log(6.4) / 27))
+    return np.where(mel < 15, 200 * mel / 3,
+                    1000 * np.exp((mel - 15) * math.log(6.4) / 27))
+
+
+def _mel_filters():
+    """[201, 128]: triangles of equal area."""
+    hz = _mel_corners()
     f = np.arange(201)[:, None] * 40.0
     up = (f - hz[:-2]) / (hz[1:-1] - hz[:-2])
     down = (hz[2:] - f) / (hz[2:] - hz[1:-1])
     return np.maximum(0, np.minimum(up, down)) * 2 / (hz[2:] - hz[:-2])
 
 
+_CENTRES = _mel_corners()[1:-1]
 _MEL = torch.from_numpy(_mel_filters().T.copy()).float()  # [128, 201]
 _WINDOW = torch.hann_window(400)
 
@@ -428,6 +435,22 @@ def features(samples):
         s = _MEL @ (s.real.square() + s.imag.square())
         s = s.clamp_(min=1e-10).log10_()
         return s.clamp_(min=float(s.max()) - 8).add_(4).mul_(0.25)
+
+
+def bend(rng, features):
+    """As somebody larger or smaller would say it, faster or slower: features
+    [128, F] stretched along both axes."""
+    high = np.interp(_CENTRES * math.exp(rng.uniform(-0.13, 0.13)), _CENTRES,
+                     np.arange(128))
+    n = features.shape[1]
+    late = np.linspace(0, n - 1, max(2, round(
+        n * math.exp(rng.uniform(-0.2, 0.2)))))
+    for at in (high, late):  # between two neighbours along the first axis
+        first = torch.from_numpy(at.astype(np.int64)).clamp(
+            max=len(features) - 2)
+        part = torch.from_numpy(at).float()[:, None] - first[:, None]
+        features = torch.lerp(features[first], features[first + 1], part).t()
+    return features.contiguous()
 
 
 # --- clean utterances ---------------------------------------------------------
