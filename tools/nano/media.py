@@ -29,7 +29,8 @@ from prompts import Picture, Sound, Video
 
 LEVELS = 2  # of DeepStack
 PER_SECOND = prompts.PER_SECOND
-POOLS = {"sound": dict(sounds=30000, silences=300, pictures=6000, videos=700),
+POOLS = {"sound": dict(sounds=57000, silences=500, pictures=12000,
+                       videos=2000),
          "sound-far": dict(sounds=560, silences=40, pictures=200, videos=60)}
 SPOILT = {"sound": (0, 0.5, 1, 1), "sound-far": (0,)}
 NUMBERS = {world.say(n): n for n in range(-world.LARGEST, world.LARGEST + 1)}
@@ -193,7 +194,7 @@ def going_on(c, op, said):
 def shared(rng, at, n):
     """Which of n cells in a row a centre belongs to, and how much of it."""
     at = min(max(at, 0), 0.9999) * n
-    k, band = int(at), rng.uniform(0.02, 0.2)
+    k, band = int(at), rng.uniform(0.01, 0.06)
     for other, off in ((k - 1, at - k), (k + 1, k + 1 - at)):
         if off < band and 0 <= other < n:
             part = 0.5 - off / (2 * band)

@@ -41,7 +41,7 @@ STEPS = 12000
 RATE = 7e-4
 PATCHES = 3200  # of a step
 SMALL = (43000, 62000)  # pixels of the small pictures
-BAND = 0.1  # of a cell: centres this near to a border are shared
+BAND = 0.03  # of a cell: centres this near to a border are shared
 LEVELS = 2  # of DeepStack
 
 
