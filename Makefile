@@ -31,7 +31,8 @@ nano: all
 	@tools/install-packages nano
 	test -d $(NANO)/venv || python3 -m venv $(NANO)/venv
 	$(NANO)/venv/bin/pip install -q -r tools/nano/requirements.txt
-	$(NANO)/venv/bin/python tools/nano/nano.py $(NANO)
+	$(NANO)/venv/bin/python tools/nano/nano.py $(NANO) \
+	  --qomni $(BUILD)/tools/qomni
 
 install: all
 	meson install -C $(BUILD) --no-rebuild

@@ -11,9 +11,11 @@ The parts are trained apart from each other because they meet in the word
 vectors: the towers learn to answer with the vectors of the words that are said
 or seen, the Thinker reads and the Talker speaks those same vectors.
 """
+import filecmp
 import json
 import os
 import shutil
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -42,6 +44,7 @@ SPEC = {
                      theta=10000),
 }
 
+TEMPERATURE = 0.5  # of the Talker, where nobody asks for another
 WORD_SCALE = 0.5  # standard deviation of the components of a word vector
 
 
@@ -62,7 +65,7 @@ class Nano:
         self.raw = json.load(open(f"{self.files}/config.json"))
         self.config = Qwen3OmniMoeConfig.from_dict(self.raw)
         self.tokenizer = Qwen2Tokenizer.from_pretrained(self.files)
-        self.words = torch.load(self.path("words.pt"))  # [vocab, hidden]
+        self.words = self.load("words")  # [vocab, hidden]
         self.id = self.tokenizer.convert_tokens_to_ids
 
     def path(self, name):
@@ -79,7 +82,7 @@ class Nano:
             "eos_token_id": [ids["<|im_end|>"], ids["<|endoftext|>"]],
             "pad_token_id": ids["<|endoftext|>"],
             "talker_max_new_tokens": 4096, "talker_repetition_penalty": 1.05,
-            "talker_temperature": 0.5, "talker_top_k": 50,
+            "talker_temperature": TEMPERATURE, "talker_top_k": 50,
             "talker_top_p": 1.0})
         text = raw["thinker_config"]["text_config"]
         g = torch.Generator().manual_seed(2026)
@@ -101,9 +104,10 @@ class Nano:
     # --- parts ----------------------------------------------------------------
 
     def new(self, part):
-        """"hear": the audio tower, "see": the vision tower, "think": the
-        Thinker, "talk": the Talker with its code predictor, "voice": Code2Wav;
-        in float32, with weights that are not worth keeping."""
+        """"hear": the audio tower, "see": the vision tower, "think" (before:
+        "imitate"): the Thinker, "talk": the Talker with its code predictor,
+        "voice": Code2Wav; in float32, with weights that are not worth
+        keeping."""
         c = self.config
         if part == "hear":
             return hf.Qwen3OmniMoeAudioEncoder._from_config(
@@ -128,7 +132,8 @@ class Nano:
         os.replace(path + ".new", path)
 
     def load(self, part):
-        return torch.load(self.path(f"{part}.pt"))
+        """On the CPU, wherever it was trained."""
+        return torch.load(self.path(f"{part}.pt"), map_location="cpu")
 
     def begin(self, part, module):
         """Gives a part that a stage is about to train the weights it was left
@@ -137,8 +142,14 @@ class Nano:
             module.load_state_dict(self.load(part), strict=False)
 
     def adopt(self, model):
-        """Takes the word vectors and every part from a checkpoint, to train it
-        further where its work directory is lost."""
+        """Takes the word vectors, every part and what was measured from a
+        checkpoint of this world, to train it further where its work directory
+        is lost. The codec is not in there: where the espeak-ng it is made with
+        is another one, the voices do not fit and must be trained again."""
+        for f in ("vocab.json", "merges.txt"):
+            if not filecmp.cmp(f"{model}/{f}", f"{self.files}/{f}", False):
+                sys.exit(f"{model}/{f} is of another world than world.py's")
+        shutil.copyfile(f"{model}/report.json", self.path("report.json"))
         m = Qwen3OmniMoeForConditionalGeneration.from_pretrained(
             model, dtype=torch.float32)
         parts = m.thinker.model
@@ -155,31 +166,31 @@ class Nano:
     # --- files ----------------------------------------------------------------
 
     def assemble(self):
-        """The whole model in float32, of the parts there are; those that are
-        not yet there stay as transformers draws them, and are returned."""
+        """The whole model in float32."""
         torch.manual_seed(0)
         model = Qwen3OmniMoeForConditionalGeneration._from_config(
             self.config, dtype=torch.float32).eval()
-        missing = []
         parts = model.thinker.model
         module = {"hear": parts.audio_tower, "see": parts.visual,
                   "think": model.thinker, "talk": model.talker,
                   "voice": model.code2wav}
+        missing = [part for part in module
+                   if not os.path.exists(self.path(f"{part}.pt"))]
+        if missing:
+            sys.exit("not trained: " + ", ".join(missing))
         with torch.no_grad():
             model.thinker.get_input_embeddings().weight.copy_(self.words)
             for part, m in module.items():
-                if not os.path.exists(self.path(f"{part}.pt")):
-                    missing.append(part)
-                    continue
                 left = m.load_state_dict(self.load(part), strict=False)
                 assert not left.unexpected_keys, left.unexpected_keys
                 if part != "think":
                     assert not left.missing_keys, left.missing_keys
-        return model, missing
+        return model
 
     def export(self, out):
-        """Writes the checkpoint as it is published: bf16, one file."""
-        model, missing = self.assemble()
+        """Writes the checkpoint as it is published: bf16, one file. Returns the
+        number of its parameters."""
+        model = self.assemble()
         os.makedirs(out, exist_ok=True)
         tmp = self.path("saved")
         shutil.rmtree(tmp, ignore_errors=True)
@@ -196,4 +207,4 @@ class Nano:
         os.chmod(f"{out}/model.safetensors", 0o644)
         for f in os.listdir(self.files):
             shutil.copyfile(f"{self.files}/{f}", f"{out}/{f}")
-        return sum(t.numel() for t in tensors.values()), missing
+        return sum(t.numel() for t in tensors.values())

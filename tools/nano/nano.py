@@ -6,9 +6,11 @@
     nano.py WORK STAGE [STAGE...]   these, done or not
     nano.py WORK --adopt            begins with the weights in the tree
 
-A stage that was cut off goes on where it was. Stages that do not need each other
-run at the same time, as many as there are processors or --jobs says. WORK keeps
-everything between runs (about 6 GB); deleting it starts anew.
+Training that was cut off goes on where it was; a stage that has finished learns
+on only when its script is given more steps than it has done (docs/nano.md).
+Stages that do not need each other run at the same time, as many as there are
+processors or --jobs says. WORK keeps everything between runs (about 15 GB);
+deleting it starts anew.
 """
 import argparse
 import json
@@ -23,6 +25,8 @@ TREE = os.path.dirname(os.path.dirname(HERE))
 MODEL = os.path.join(TREE, "models", "qomni-nano")
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
+FALLS_SHORT = 3  # judge.py's exit status when the model is not good enough
+
 STAGES = {  # name: (what it does, the command, the stages it needs)
     "sound": ("voices say the training sentences", ["sound.py"], []),
     "see": ("the vision tower learns things and places", ["see.py"], []),
@@ -30,9 +34,9 @@ STAGES = {  # name: (what it does, the command, the stages it needs)
     "imitate": ("the Thinker learns from imitated towers", ["think.py"], []),
     "voice": ("Code2Wav learns two voices", ["vocoder.py"], []),
     "think": ("the Thinker learns from the real ones", ["think.py", "real"],
-              ["hear", "see", "imitate"]),
+              ["sound", "hear", "see", "imitate"]),
     "talk": ("the Talker learns to read aloud", ["talk.py"], ["voice"]),
-    "heldout": ("questions nobody has trained on are made", ["heldout.py"], []),
+    "heldout": ("other voices ask, other pictures are drawn", ["heldout.py"], []),
     "export": ("the checkpoint is written", ["nano.py", "--export"],
                ["think", "talk"]),
     "judge": ("the engine answers them", ["judge.py", MODEL],
@@ -44,15 +48,14 @@ STAGES = {  # name: (what it does, the command, the stages it needs)
 
 def export(work):
     from checkpoint import Nano
-    n, missing = Nano(work).export(MODEL)
-    print(f"{MODEL}: {n} parameters")
-    if missing:
-        sys.exit("not trained: " + ", ".join(missing))
+    print(f"{MODEL}: {Nano(work).export(MODEL)} parameters")
 
 
 def adopt(work):
     from checkpoint import Nano
     Nano(work).adopt(MODEL)
+    for name in ("see", "hear", "imitate", "voice", "think", "talk"):
+        finish(work, name)
 
 
 def page(work):
@@ -80,9 +83,21 @@ def page(work):
         f.write(text)
 
 
-def run(work, names, jobs):
+def done(work, name):
+    return os.path.join(work, f"{name}.done")
+
+
+def finish(work, name):
+    open(done(work, name), "w").close()
+
+
+def run(work, names, jobs, qomni):
     """Whether all went well. A judgement that something falls short is told on
     the page as well; any other failure ends all."""
+    for name in names:
+        for need in STAGES[name][2]:
+            if need not in names and not os.path.exists(done(work, need)):
+                sys.exit(f"{name} needs {need}, which is not done in {work}")
     # Many small tensors: giving memory back after each costs half the time.
     env = dict(os.environ, MALLOC_MMAP_MAX_="0",
                MALLOC_TRIM_THRESHOLD_="4000000000",
@@ -98,21 +113,22 @@ def run(work, names, jobs):
             print(f"--- {name}: {what}", flush=True)
             running[name] = time.time(), subprocess.Popen(
                 [sys.executable, os.path.join(HERE, command[0]), work,
-                 *command[1:]], env=env)
+                 *command[1:], *(("--qomni", qomni) if name == "judge"
+                                 else ())], env=env)
         time.sleep(0.2)
         for name, (started, process) in list(running.items()):
             status = process.poll()
             if status is None:
                 continue
             del running[name]
-            if status and name != "judge":
+            if status and (name, status) != ("judge", FALLS_SHORT):
                 for _, other in running.values():
                     other.terminate()
                 sys.exit(f"{name} failed")
             short |= bool(status)
             print(f"--- {name}: {(time.time() - started) / 60:.0f} minutes",
                   flush=True)
-            open(os.path.join(work, f"{name}.done"), "w").close()
+            finish(work, name)
     return not short
 
 
@@ -124,6 +140,8 @@ def main():
                         help=", ".join(STAGES))
     parser.add_argument("--jobs", metavar="N", type=int,
                         default=os.cpu_count())
+    parser.add_argument("--qomni", metavar="PATH", help="the tool that is judged",
+                        default=os.path.join(TREE, "build/tools/qomni"))
     parser.add_argument("--adopt", action="store_true")
     parser.add_argument("--export", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--page", action="store_true", help=argparse.SUPPRESS)
@@ -138,11 +156,11 @@ def main():
         if name not in STAGES:
             parser.error(f"no stage '{name}', there are {', '.join(STAGES)}")
     os.makedirs(args.work, exist_ok=True)
-    names = args.stages or [n for n in STAGES if not os.path.exists(
-        os.path.join(args.work, f"{n}.done"))]
+    names = args.stages or [n for n in STAGES
+                            if not os.path.exists(done(args.work, n))]
     from checkpoint import Nano
     Nano(args.work)  # what all stages share, before they start side by side
-    sys.exit(not run(args.work, names, max(1, args.jobs)))
+    sys.exit(not run(args.work, names, max(1, args.jobs), args.qomni))
 
 
 if __name__ == "__main__":

@@ -214,7 +214,7 @@ class Codec:
         if not os.path.exists(path):
             torch.save(self._make(nano), path + ".new")
             os.replace(path + ".new", path)
-        vars(self).update(torch.load(path))
+        vars(self).update(torch.load(path, map_location="cpu"))
         self.voices = list(VOICES)
         self.end = self.units.index(END)
         most = self.codes.shape[2]
