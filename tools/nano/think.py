@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Trains the Thinker's language model: think.pt.
+"""Trains the Thinker's language model.
 
-    python3 think.py WORK                   # on imitated towers
-    python3 think.py WORK real [STEPS]      # goes on, mostly on real ones
+    think.py WORK                   on imitated towers -> imitate.pt
+    think.py WORK real [STEPS]      goes on, mostly on real ones -> think.pt
 
 It reads word vectors (never trained), sums of them where something is seen, and
 writes the answers of the world. A step takes conversations of all kinds; they
@@ -169,7 +169,7 @@ class Batch:
 
     def __init__(self, nano, pages, g):
         pages = sorted(pages, key=lambda p: len(p.ids))
-        self.pages, self.groups = pages, []  # (conversations, length)
+        self.groups = []  # (conversations, length)
         first = 0
         for k in range(1, len(pages) + 1):
             longest = len(pages[k - 1].ids)
@@ -217,7 +217,8 @@ class Batch:
 class Mind:
     """The language model of the Thinker."""
 
-    def __init__(self, nano, dtype=torch.float32):
+    def __init__(self, nano, parts, dtype=torch.float32):
+        """With the weights of the last of `parts` that there is."""
         self.nano, self.dtype = nano, dtype
         torch.manual_seed(7)
         thinker = nano.new("think").to(train.device())
@@ -237,7 +238,8 @@ class Mind:
                 for w in (a.o_proj.weight, m.experts.down_proj):
                     w.normal_(0, (2 * c.num_hidden_layers
                                   * w.shape[-1]) ** -0.5)
-        nano.begin("think", thinker)
+        for part in parts:
+            nano.begin(part, thinker)
         half = c.head_dim // 2
         theta = c.rope_parameters["rope_theta"]
         _, h, w = c.rope_parameters["mrope_section"]
@@ -396,7 +398,7 @@ def every_sum(layout):
     return pages
 
 
-def report(nano, mind, teacher, layout, count):
+def report(nano, part, mind, teacher, layout, count):
     """What is answered rightly of each kind, with some of the rest."""
     rng = random.Random("exam")
     pages = {kind: [layout.lay(*teacher.draw(rng, kind))
@@ -405,13 +407,14 @@ def report(nano, mind, teacher, layout, count):
     for kind, pages in dict(sums=every_sum(layout), **pages).items():
         told[kind], wrong = examine(mind, pages)
         print(f"{kind} {told[kind]:.4f}", *wrong, sep="\n    ", flush=True)
-    train.report(nano, "think", **told)
+    train.report(nano, part, **told)
 
 
 def main(work, stage="imitated", steps=0):
     train.prepare()
-    nano = Nano(work)
-    mind = Mind(nano, torch.bfloat16)
+    nano = train.first(lambda: Nano(work))
+    parts = ["imitate", "think"][:1 + (stage == "real")]
+    mind = Mind(nano, parts, torch.bfloat16)
     layout = prompts.Prompts(nano)
     teacher = examiner = lessons.Lessons(media.Imitated(nano), KINDS)
     if stage == "real":
@@ -434,19 +437,19 @@ def main(work, stage="imitated", steps=0):
                   heard=missed, right=right.float().mean())
         steady.follow(step)
         if run.done % 400 == 0 and run.done < run.steps:
-            keep(nano, mind, steady, examiner, layout, 60)
-    keep(nano, mind, steady, examiner, layout, 400)
+            keep(nano, parts[-1], mind, steady, examiner, layout, 60)
+    keep(nano, parts[-1], mind, steady, examiner, layout, 400)
 
 
-def keep(nano, mind, steady, examiner, layout, count):
+def keep(nano, part, mind, steady, examiner, layout, count):
     """Saves the steady weights and tells how good they are."""
     if train.rank():
         return
     late = mind.modules().state_dict()
     late = {k: v.clone() for k, v in late.items()}
     mind.modules().load_state_dict(steady.module.state_dict())
-    nano.save("think", mind.state())
-    report(nano, mind, examiner, layout, count)
+    nano.save(part, mind.state())
+    report(nano, part, mind, examiner, layout, count)
     mind.modules().load_state_dict(late)
 
 
