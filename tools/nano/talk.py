@@ -27,7 +27,7 @@ import torch.nn.functional as F
 
 import train
 import world
-from checkpoint import Nano
+from checkpoint import TEMPERATURE, Nano
 from vocoder import BOOK, Codec
 
 PENALTY = 1.05  # on what was said before, at its default
@@ -39,7 +39,7 @@ class Prompter:
     """Draws what the Talker is given before and while it speaks."""
 
     def __init__(self, nano, codec):
-        self.nano, self.codec, self.id = nano, codec, nano.id
+        self.codec, self.id = codec, nano.id
         self.encode = nano.tokenizer.encode
         c = nano.config.talker_config
         self.eos = c.codec_eos_token_id
@@ -200,7 +200,7 @@ def mixture(m, x):
     sees every position: with four of them that is the fastest."""
     e = m.experts
     p = F.linear(x, m.gate.weight).softmax(-1)
-    top, which = p.topk(m.gate.top_k, -1)
+    which = p.topk(m.gate.top_k, -1).indices
     used = torch.zeros_like(p).scatter(-1, which, 1.0)
     weight = p * used
     weight = weight / weight.sum(-1, keepdim=True)
@@ -381,7 +381,8 @@ def judge(model, nano, prompter, where, n=400):
         there = goal[..., 0] >= 0
         good0 = (logits.argmax(-1) == goal[..., 0]) | ~there
         log = torch.zeros_like(there, dtype=torch.float)
-        log[there] = chance(logits[there], goal[..., 0][there], 0.9, 1.0)
+        log[there] = chance(logits[there], goal[..., 0][there],
+                            TEMPERATURE, 1.0)
         frame = goal[..., 1] >= 0
         others = spell_out(model, z[frame], goal[frame])
         good = torch.ones_like(frame)
