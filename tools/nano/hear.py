@@ -36,6 +36,7 @@ import train
 import world
 from checkpoint import Nano
 from muon import Muon
+from recogniser import distance
 
 STEPS = 16000
 RATE = 2e-3
@@ -223,17 +224,6 @@ class Classes:
         return ret
 
 
-def wrong_words(said, heard):
-    """Insertions, deletions and substitutions between two lists."""
-    row = list(range(len(heard) + 1))
-    for i, a in enumerate(said, 1):
-        last, row[0] = row[0], i
-        for j, b in enumerate(heard, 1):
-            last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1,
-                                       last + (a != b))
-    return row[-1]
-
-
 # --- training -----------------------------------------------------------------
 
 def batch(draw, rng):
@@ -326,7 +316,8 @@ def ctc(chances, lengths, targets):
     and the classes of every clip."""
     error = F.ctc_loss(
         chances.transpose(0, 1),
-        torch.tensor(sum(targets, []), device=chances.device),
+        torch.tensor(sum(targets, []), dtype=torch.long,
+                     device=chances.device),
         torch.tensor(lengths), torch.tensor([len(t) for t in targets]),
         reduction="sum", zero_infinity=True)
     return error / max(1, sum(map(len, targets)))
@@ -372,7 +363,7 @@ class Exam:
                 heard = [classes.words(reader(v[None])[0])
                          for v in encode(tower, clips)]
             ret["word_error_rate" + room] = (
-                sum(map(wrong_words, self.said, heard))
+                sum(map(distance, self.said, heard))
                 / sum(map(len, self.said)))
             strange = [h for s, h in zip(self.said, heard)
                        if sound.UNKNOWN in s]
@@ -384,7 +375,7 @@ class Exam:
 def main(work, steps=STEPS):
     train.prepare()
     train.first(lambda: sound.main(work))
-    nano = Nano(work)
+    nano = train.first(lambda: Nano(work))
     steps = int(steps)
     classes = Classes(nano)
     examples = Examples(sound.Clips(work), classes)

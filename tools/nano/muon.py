@@ -29,9 +29,6 @@ class Muon(torch.optim.Optimizer):
             if m is not None:
                 self.state[p]["momentum"] = m.to(p.device)
 
-    def zero_grad(self, set_to_none=True):
-        super().zero_grad(set_to_none)
-
     @torch.no_grad()
     def step(self):
         self.adam.step()

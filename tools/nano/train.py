@@ -17,6 +17,7 @@ process draws batches of its own and the gradients are averaged: a step then
 learns from N of them.
 """
 import copy
+import datetime
 import fcntl
 import json
 import math
@@ -29,13 +30,18 @@ import torch
 import torch.distributed as dist
 
 
-def prepare(threads=None):
+SAVE_SECONDS, SHOW_SECONDS = 120, 20
+PART = 0.004  # of the newest weights in the steady ones
+
+
+def prepare():
     """One thread per run is what two cores do best with; denormals cost more
     than they tell."""
-    torch.set_num_threads(threads or int(os.environ.get("NANO_THREADS", "1")))
+    torch.set_num_threads(int(os.environ.get("NANO_THREADS", "1")))
     torch.set_flush_denormal(True)
     if "RANK" in os.environ:
-        dist.init_process_group("gloo")
+        # The first may have to make hours of speech while the others wait.
+        dist.init_process_group("gloo", timeout=datetime.timedelta(days=1))
 
 
 def rank():
@@ -56,20 +62,17 @@ def device():
 
 
 class Run:
-    def __init__(self, nano, name, modules, steps, lr=1e-3, warmup=200,
-                 betas=(0.9, 0.98), decay=0.01, clip=1.0, parameters=None,
-                 optimizer=None, save_seconds=120, show_seconds=20):
-        self.nano, self.name, self.modules = nano, name, modules
-        self.steps, self.lr, self.warmup, self.clip = steps, lr, warmup, clip
-        self.save_seconds, self.show_seconds = save_seconds, show_seconds
-        parameters = parameters or [
-            p for m in modules.values() for p in m.parameters()
-            if p.requires_grad]
+    def __init__(self, nano, name, modules, steps, lr, warmup=200,
+                 betas=(0.9, 0.98), optimizer=None):
+        self.name, self.modules = name, modules
+        self.steps, self.lr, self.warmup = steps, lr, warmup
+        parameters = [p for m in modules.values() for p in m.parameters()
+                      if p.requires_grad]
         matrices = [p for p in parameters if p.dim() > 1]
         others = [p for p in parameters if p.dim() <= 1]
         self.parameters = parameters
         self.optimizer = optimizer or torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": decay},
+            [{"params": matrices, "weight_decay": 0.01},
              {"params": others, "weight_decay": 0.0}], lr=lr, betas=betas)
         self.done, self.first = 0, 0
         self.shown, self.n_shown = {}, 0
@@ -100,7 +103,7 @@ class Run:
         """The gradient of `loss`, then one step; `shown`: numbers to print."""
         loss.backward()
         self._share()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         if torch.isfinite(norm):  # a broken batch is left out
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate(self.done)
@@ -113,9 +116,9 @@ class Run:
         now = time.monotonic()
         if rank():
             return
-        if now - self.told > self.show_seconds or self.done == self.steps:
+        if now - self.told > SHOW_SECONDS or self.done == self.steps:
             self._tell(now)
-        if now - self.saved > self.save_seconds:
+        if now - self.saved > SAVE_SECONDS:
             self._save()
 
     def _share(self):
@@ -150,7 +153,7 @@ class Run:
         self.saved = time.monotonic()
 
     def _restore(self):
-        state = torch.load(self.path)
+        state = torch.load(self.path, map_location="cpu")
         for k, m in self.modules.items():
             m.load_state_dict(state["modules"][k])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -164,15 +167,14 @@ class Steady:
     """The mean of a module's weights over its last few hundred steps, which is
     better than any of them."""
 
-    def __init__(self, module, part=0.004):
+    def __init__(self, module):
         self.module = copy.deepcopy(module).requires_grad_(False)
-        self.part = part
         self.pairs = list(self.module.parameters()), list(module.parameters())
 
     @torch.no_grad()
     def follow(self, step):
         """After step number `step` of a run, the first being 0."""
-        torch._foreach_lerp_(*self.pairs, max(self.part, 1 / (step + 1)))
+        torch._foreach_lerp_(*self.pairs, max(PART, 1 / (step + 1)))
 
 
 def report(nano, name, **numbers):
