@@ -3,13 +3,15 @@
 them.
 
     Imitated(nano)              what towers should give, of the word vectors
-    Recorded(nano, pool, rate)  what the trained towers give, of a pool; the
-                                rest, 1 - rate, imitated
+    Recorded(nano, pool, rate)  what the trained towers give, of a pool, for
+                                the part `rate` of what is asked for; the rest
+                                imitated
     pool(nano, name)            -> utterances and drawings through the towers
     features(nano, media, g)    -> the rows of all these
 
-Both kinds offer the same: sound(rng, text), picture(rng) and video(rng), and
-spoken(rng), an exchange of which there is a recording.
+Both kinds offer the same: sound(rng, text), picture(rng) and video(rng); and
+words of which there are recordings: an exchange, spoken(rng, kind) or
+follow(rng, c), or an utterance(rng).
 """
 from dataclasses import dataclass
 import hashlib
@@ -49,7 +51,7 @@ class Sketch:
 
 class Imitated:
     def __init__(self, nano):
-        self.id, self.tokenizer = nano.id, nano.tokenizer
+        self.tokenizer = nano.tokenizer
         self.blank = nano.id("<|audio_pad|>")
         self.strange = nano.id("<|box_start|>")
         self.empty = nano.id("<|image_pad|>")
@@ -149,8 +151,7 @@ class Imitated:
     def picture(self, rng):
         """A scene and its picture."""
         scene = world.draw_scene(rng)
-        grid = prompts.merged_grid(scene.height, scene.width,
-                                   prompts.PICTURE_PIXELS)
+        grid = pictures.merged_grid(scene.width, scene.height)
         if rng.random() < 0.5:  # small ones teach the same for less
             grid = [max(3, g // 2) for g in grid]
         sight = Picture(*grid)
@@ -164,8 +165,7 @@ class Imitated:
         """A scene with a motion and its video, without sound."""
         scene = world.draw_motion(rng)
         at, seconds = sampled(rng, scene)
-        grid = prompts.merged_grid(scene.height, scene.width,
-                                   prompts.FRAME_PIXELS)
+        grid = pictures.merged_grid(scene.width, scene.height, pictures.VIDEO)
         if rng.random() < 0.8:
             by = rng.choice((2, 2, 3))
             grid = [max(3, g // by) for g in grid]
@@ -315,17 +315,21 @@ def pool(nano, name):
     made = torch.load(path, weights_only=False) if os.path.exists(path) else {}
     heard = [_mark(nano.path("hear.pt")), n["sounds"], n["silences"]]
     seen = [_mark(nano.path("see.pt")), n["pictures"], n["videos"]]
-    old = made.get("heard"), made.get("seen")
-    if old[0] != heard:
+    if made.get("heard") != heard:
         made["sounds"] = _record(nano, name, n["sounds"], n["silences"])
-    if old[1] != seen:
+        made["heard"] = heard
+        _keep(made, path)
+    if made.get("seen") != seen:
         made["pictures"] = _draw(nano, name, "picture", n["pictures"])
         made["videos"] = _draw(nano, name, "video", n["videos"])
-    if old != (heard, seen):
-        made["heard"], made["seen"] = heard, seen
-        torch.save(made, path + ".new")
-        os.replace(path + ".new", path)
+        made["seen"] = seen
+        _keep(made, path)
     return made
+
+
+def _keep(made, path):
+    torch.save(made, path + ".new")
+    os.replace(path + ".new", path)
 
 
 def _mark(path):

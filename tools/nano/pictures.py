@@ -149,13 +149,12 @@ def _slope(across, down, width, height):
 
 
 class Look:
-    """How one scene looks. `width` and `height` in pixels need not be the
-    scene's own. After frame(): owner [height, width], which thing a pixel
-    belongs to, -1 for none."""
+    """How one scene looks. After frame(): owner [height, width], which thing a
+    pixel belongs to, -1 for none."""
 
-    def __init__(self, rng, scene, width=None, height=None):
+    def __init__(self, rng, scene):
         self.scene = scene
-        self.width, self.height = width or scene.width, height or scene.height
+        self.width, self.height = scene.width, scene.height
         self.g = np.random.Generator(np.random.PCG64(rng.getrandbits(64)))
         self._choose_colours(rng)
         self._choose_film(rng)
@@ -293,6 +292,12 @@ def smart_resize(width, height, bounds):
         w = math.ceil(width * b / CELL) * CELL
         h = math.ceil(height * b / CELL) * CELL
     return w, h
+
+
+def merged_grid(width, height, bounds=PICTURE):
+    """Rows and columns of the cells a picture becomes."""
+    w, h = smart_resize(width, height, bounds)
+    return h // CELL, w // CELL
 
 
 def resize(picture, width, height):

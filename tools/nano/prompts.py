@@ -17,8 +17,6 @@ import re
 import numpy as np
 
 PER_SECOND = 13  # positions, and audio tokens
-PICTURE_PIXELS = (100352, 131072)  # as in preprocessor_config.json
-FRAME_PIXELS = (128 * 32 * 32, 768 * 32 * 32)
 
 
 @dataclass
@@ -60,22 +58,6 @@ class Page:
     places: np.ndarray  # [3, n] float32: time, height, width
     sounds: list = field(default_factory=list)  # in the order of their tokens
     sights: list = field(default_factory=list)
-
-
-def merged_grid(height, width, pixels):
-    """The size in merged cells of 32 x 32 pixels that a picture is scaled to:
-    the reference's smart_resize."""
-    low, high = pixels
-    h, w = round(height / 32) * 32, round(width / 32) * 32
-    if h * w > high:
-        by = (height * width / high) ** 0.5
-        h = max(32, int(height / by / 32) * 32)
-        w = max(32, int(width / by / 32) * 32)
-    elif h * w < low:
-        by = (low / (height * width)) ** 0.5
-        h = -int(-height * by // 32) * 32
-        w = -int(-width * by // 32) * 32
-    return h // 32, w // 32
 
 
 def video_times(frames, fps, wanted=2.0):

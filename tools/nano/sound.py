@@ -15,10 +15,9 @@ and the features of both.
 The voices are espeak-ng's (its English accents and its variants at many rates
 and pitches) and those of flite, Festival and SVOX Pico, which are built from
 recordings: whoever has only heard espeak-ng and flite takes every third word of
-Pico's wrongly. One flite voice, the British one of Pico, a fifth of the
-variants and the ends of the rates are held out: what is heard of those was
-never trained on. Clean utterances are made once, spoilt ones are made of them
-again and again.
+Pico's wrongly. One flite voice, the British one of Pico and a fifth of the
+variants are held out: what is heard of those was never trained on. Clean
+utterances are made once, spoilt ones are made of them again and again.
 """
 import ctypes
 import json
@@ -527,8 +526,11 @@ class Clips:
 
 def _make_shard(job):
     path, name, k, n = job
+    part = f"{path}.{k}"
+    if os.path.exists(part + ".json"):  # made before all was cut off
+        return json.load(open(part + ".json"))
     said, start = [], 0
-    with open(f"{path}.{k}", "wb") as f:
+    with open(part, "wb") as f:
         for i in range(k * SHARD, min(n, (k + 1) * SHARD)):
             rng = random.Random(f"{name} {i}")
             voice = draw_voice(rng, held_out=name == "sound-far")
@@ -544,11 +546,19 @@ def _make_shard(job):
                              heard=hear_words(text), voice=voice.name,
                              start=start, length=len(samples)))
             start += len(samples)
+    _write_json(part + ".json", said)
     return said
+
+
+def _write_json(path, value):
+    with open(path + ".new", "w") as f:
+        json.dump(value, f)
+    os.replace(path + ".new", path)
 
 
 def make(work, name, n):
     path = os.path.join(work, name)
+    os.makedirs(work, exist_ok=True)
     jobs = [(path, name, k, n) for k in range((n + SHARD - 1) // SHARD)]
     said, start = [], 0
     with multiprocessing.Pool(os.cpu_count()) as pool, \
@@ -556,16 +566,16 @@ def make(work, name, n):
         for k, part in enumerate(pool.imap(_make_shard, jobs)):
             with open(f"{path}.{k}", "rb") as f:
                 out.write(f.read())
-            os.remove(f"{path}.{k}")
             for s in part:
                 said.append(dict(s, start=start + s["start"]))
             start += sum(s["length"] for s in part)
             print(f"{name} {len(said)}/{n}  {start / RATE / 3600:.1f} h",
                   flush=True)
     os.replace(path + ".i16.new", path + ".i16")
-    with open(path + ".json.new", "w") as f:
-        json.dump(said, f)
-    os.replace(path + ".json.new", path + ".json")
+    _write_json(path + ".json", said)
+    for _, _, k, _ in jobs:
+        os.remove(f"{path}.{k}")
+        os.remove(f"{path}.{k}.json")
 
 
 def main(work):
