@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Makes the conversations of the acceptance test: voices, pictures, sentences
-and seeds that no training sees, and the answers that are right.
+"""Makes the conversations of the acceptance test, by voices, with pictures, noise
+and sentences to be refused that no training has, and the answers that are right.
 
     heldout.py WORK               the large set, into WORK/heldout; with
                                   --seed WORD another one like it: one whose
@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import random
+import re
 import subprocess
 import tempfile
 
@@ -40,7 +41,7 @@ FPS = 10  # of the films
 NOISE_DB = 10  # the speech above the noise
 VOICES = sorted(SPEC["talker"]["speakers"])
 
-# Sentences to be refused, of words the training does not know as such either.
+# Sentences to be refused; none is in world.STRANGE_SENTENCES.
 STRANGE = """
 how tall is the eiffel tower
 recommend a film about dinosaurs
@@ -132,6 +133,9 @@ class Book:
     def __init__(self, path, small):
         self.path, self.small, self.expected = path, small, []
         os.makedirs(path, exist_ok=True)
+        for f in os.listdir(path):  # of a set that was there before
+            if re.fullmatch(rf"({'|'.join(KINDS)})-[0-9-]+\.\w+", f):
+                os.remove(f"{path}/{f}")
 
     def write(self, rng, kind, number):
         self.rng, self.kind = rng, kind
@@ -308,9 +312,7 @@ class Book:
 
     def video_alone(self, rng):
         scene = self.motion(rng)
-        t = scene.things[0]
-        return self.asked(self.film(scene), f"the {t.colour} {t.shape} moves "
-                          f"{scene.direction}")
+        return self.asked(self.film(scene), world.happens(scene))
 
     def video_voice(self, rng):
         scene = self.motion(rng)

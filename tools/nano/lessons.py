@@ -150,8 +150,7 @@ class Lessons:
             video.sound = self.studio.sound(rng, text, rng.choice(
                 (2, int(scene.seconds * media.PER_SECOND))))
 
-        thing, e, what = scene.things[0], ask(rng), rng.random()
-        happens = (f"the {thing.colour} {thing.shape} moves {scene.direction}")
+        e, what = ask(rng), rng.random()
         if what < 0.25:  # somebody asks in it
             with_sound(e.question)
             first = [video], e.answer
@@ -161,7 +160,7 @@ class Lessons:
         elif what < 0.48:
             if what < 0.38:
                 with_sound("")
-            first = [video], happens
+            first = [video], world.happens(scene)
         else:
             first = self._arrange(rng, video, e.question), e.answer
         return self._sight(rng, first, ask)

@@ -435,6 +435,11 @@ def place_at(scene, at):
     return x, y
 
 
+def happens(scene):
+    t = scene.things[0]
+    return f"the {t.colour} {t.shape} moves {scene.direction}"
+
+
 def ask_motion(rng, scene):
     t = scene.things[0]
     what = rng.random()
@@ -442,8 +447,7 @@ def ask_motion(rng, scene):
         return Exchange("move", f"which way does the {t.shape} move",
                         scene.direction)
     if what < 0.9:
-        return Exchange("move", "what happens",
-                        f"the {t.colour} {t.shape} moves {scene.direction}")
+        return Exchange("move", "what happens", happens(scene))
     if what < 0.95:
         return Exchange("move", f"what colour is the {t.shape}", t.colour)
     return Exchange("move", "what do you see", describe(scene))
