@@ -5,11 +5,11 @@
  *
  * Asks a trained model the held-out questions of DIRECTORY, which
  * tools/nano/heldout.py made, through the tool or in GStreamer pipelines. Every
- * answer must be spoken: with speech that ends by itself soon after its last
- * word, as long as its words are, and that can be heard: one TAP line a
- * conversation. LEAST of the answers must be the right words, each reply of a
- * conversation counting with the others: one more line. A model of this size
- * does not know everything; tools/nano/judge.py measures how much it does.
+ * conversation must be answered in speech that ends by itself, soon after its
+ * last word, is as long as its words are, and can be heard: one TAP line each.
+ * LEAST of them must be answered with the right words in every reply: one more
+ * line. A model of this size does not know everything; tools/nano/judge.py
+ * measures how much it does.
  *
  *   filesrc ! decodebin ! qomnibin -> text   -> compared with expected.json
  *                                  -> speech -> measured
