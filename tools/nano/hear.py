@@ -20,7 +20,7 @@ the reader makes of the vectors is what must be right first of all; that the
 vectors alone are right comes second, and that they are near those of words
 third.
 
-    encode(tower, clips)    -> for every clip of samples, its vectors
+    encode(tower, clips)    -> for the features of every clip, its vectors
 """
 import math
 import random
@@ -138,20 +138,16 @@ def forward(tower, clips):
     return tower.proj2(F.gelu(tower.proj1(tower.ln_post(x))))
 
 
-def encode(tower, clips, seconds=120):
-    """Clips of samples -> for every clip its vectors [tokens, 160]."""
-    ret = [None] * len(clips)
-    batch, total = [], 0
-    for i in range(len(clips)):
-        batch.append(i)
-        total += len(clips[i])
-        if total > seconds * sound.RATE or i + 1 == len(clips):
-            found = [sound.features(clips[j]) for j in batch]
+def encode(tower, clips, frames=12000):
+    """Features of clips -> for every clip its vectors [tokens, 160]."""
+    ret, batch, total = [], [], 0
+    for i, clip in enumerate(clips):
+        batch.append(clip)
+        total += clip.shape[1]
+        if total > frames or i + 1 == len(clips):
             with torch.no_grad():
-                out = forward(tower, found)
-            for j, v in zip(batch, out.split([n_tokens(f.shape[1])
-                                              for f in found])):
-                ret[j] = v
+                out = forward(tower, batch)
+            ret += out.split([n_tokens(f.shape[1]) for f in batch])
             batch, total = [], 0
     return ret
 
@@ -350,9 +346,9 @@ class Exam:
         for i in range(count):
             self.said.append(clips.said[i]["heard"])
             s = sound.surround(rng, clips.samples(i), 0.5)
-            self.clean.append(s)
-            self.noisy.append(sound.add_noise(
-                rng, s, rng.choice(("white", "pink", "babble")), 10))
+            self.clean.append(sound.features(s))
+            self.noisy.append(sound.features(sound.add_noise(
+                rng, s, rng.choice(("white", "pink", "babble")), 10)))
 
     def rates(self, tower, reader, classes):
         """Word error rates of what is read; and of the utterances with words

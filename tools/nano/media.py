@@ -30,8 +30,9 @@ import world
 from prompts import Picture, Sound, Video
 
 LEVELS = 2  # of DeepStack
+# Every sentence is recorded twice, in another room and by another throat.
 PER_SECOND = prompts.PER_SECOND
-POOLS = {"sound": dict(sounds=57000, silences=500, pictures=12000,
+POOLS = {"sound": dict(sounds=114000, silences=500, pictures=12000,
                        videos=2000),
          "sound-far": dict(sounds=560, silences=40, pictures=200, videos=60)}
 SPOILT = {"sound": (0, 0.5, 1, 1), "sound-far": (0,)}
@@ -346,7 +347,7 @@ def _record(nano, name, count, silences):
     random.Random(name).shuffle(order)
     made = []
     for first in range(0, count + silences, 200):
-        some, samples = [], []
+        some, found = [], []
         for k in range(first, min(first + 200, count + silences)):
             rng = random.Random(f"{name} {k}")
             if k < silences:
@@ -363,13 +364,16 @@ def _record(nano, name, count, silences):
                 i = order[(k - silences) % len(order)]
                 said = {key: clips.said[i][key]
                         for key in ("kind", "text", "answer", "heard")}
-                x = sound.spoil(rng, clips.samples(i),
-                                rng.choice(SPOILT[name]))
+                most = rng.choice(SPOILT[name])
+                x = sound.spoil(rng, clips.samples(i), most)
                 if said["kind"] == "ask" and rng.random() < 0.3:
                     x = np.pad(x, (0, int(sound.RATE * rng.uniform(0, 3))))
+            f = sound.features(x)
+            if k >= silences and rng.random() < 0.5 * most:
+                f = sound.bend(rng, f)
             some.append(said)
-            samples.append(x)
-        for said, rows in zip(some, hear.encode(tower, samples)):
+            found.append(f)
+        for said, rows in zip(some, hear.encode(tower, found)):
             made.append(dict(said, rows=rows.bfloat16().clone()))
         print(f"{name}: {len(made)} sounds", flush=True)
     return made
