@@ -38,7 +38,7 @@ from checkpoint import Nano
 from muon import Muon
 from recogniser import distance
 
-STEPS = 16000
+STEPS = 18000
 RATE = 2e-3
 SECONDS = 64  # of sound in a step
 KAPPA = 0.25  # inverse variance of a vector around its class's

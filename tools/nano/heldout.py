@@ -91,7 +91,7 @@ KINDS = {
     "sum": (120, 2), "switch": (80, 1), "follow": (80, 1),
     "repeat": (40, 1), "spell": (30, 1),
     "refuse": (60, 1), "no-speech": (20, 1),
-    "transcribe": (200, 2), "transcribe-noisy": (200, 1),
+    "transcribe": (400, 2), "transcribe-noisy": (400, 1),
     "image": (120, 2), "image-alone": (30, 1), "image-voice": (80, 2),
     "video": (40, 1), "video-alone": (20, 0), "video-voice": (30, 0),
     "video-own-voice": (40, 2),
@@ -331,7 +331,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("work")
     parser.add_argument("--smoke", metavar="DIR")
-    parser.add_argument("--seed", metavar="WORD", default="heldout 3")
+    parser.add_argument("--seed", metavar="WORD", default="heldout 4")
     args = parser.parse_args()
     assert not any(world.is_of_the_world(s) for s in STRANGE)
     small = args.smoke is not None

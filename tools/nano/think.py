@@ -34,7 +34,7 @@ from muon import Muon
 
 BALANCE = 2e-3  # weight of the load balancing loss
 TOKENS = 4000  # of a step
-STEPS = {"imitated": 3000, "real": 8000}
+STEPS = {"imitated": 3000, "real": 12000}
 KINDS = {"typed": 12, "spoken": 22, "transcribe": 38, "picture": 25, "video": 5}
 EAR = 2  # layers before the ear
 HEARD = 0.1  # weight of the error of the ear
