@@ -30,8 +30,8 @@ import world
 from prompts import Picture, Sound, Video
 
 LEVELS = 2  # of DeepStack
-# Every sentence is recorded twice, in another room and by another throat.
 PER_SECOND = prompts.PER_SECOND
+# Every sentence is recorded twice, in another room and by another throat.
 POOLS = {"sound": dict(sounds=114000, silences=500, pictures=12000,
                        videos=2000),
          "sound-far": dict(sounds=560, silences=40, pictures=200, videos=60)}
